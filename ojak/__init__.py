@@ -1,0 +1,95 @@
+"""ojak: from a model that follows instructions, or from raw text, to a small model of your own that follows them.
+
+The public names are loaded when they are first used: `import ojak` alone is quick and loads neither torch nor pyarrow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ojak._api import chat_prefix
+    from ojak.artifact import Artifact, publish, read, verify
+    from ojak.chat import ChatPrefix
+    from ojak.curate.split import SplitConfig, split
+    from ojak.engines.native import generate
+    from ojak.errors import OjakError
+    from ojak.formats import export, load
+    from ojak.model.load import Model, load_model
+    from ojak.model.request import Completion
+    from ojak.records import Conversation, Document, Preference, Rejected
+    from ojak.report import write_report
+    from ojak.synthesize.config import MagpieConfig
+    from ojak.synthesize.run import synthesize_magpie
+
+__all__ = [
+    "Artifact",
+    "ChatPrefix",
+    "Completion",
+    "Conversation",
+    "Document",
+    "MagpieConfig",
+    "Model",
+    "OjakError",
+    "Preference",
+    "Rejected",
+    "SplitConfig",
+    "__version__",
+    "chat_prefix",
+    "export",
+    "generate",
+    "load",
+    "load_model",
+    "publish",
+    "read",
+    "split",
+    "synthesize_magpie",
+    "verify",
+    "write_report",
+]
+
+__version__: str
+
+# Where each public name lives; the same list as above, for the running program.
+_NAMES = {
+    "ojak._api": ("chat_prefix",),
+    "ojak.artifact": ("Artifact", "publish", "read", "verify"),
+    "ojak.chat": ("ChatPrefix",),
+    "ojak.curate.split": ("SplitConfig", "split"),
+    "ojak.engines.native": ("generate",),
+    "ojak.errors": ("OjakError",),
+    "ojak.formats": ("export", "load"),
+    "ojak.model.load": ("Model", "load_model"),
+    "ojak.model.request": ("Completion",),
+    "ojak.records": ("Conversation", "Document", "Preference", "Rejected"),
+    "ojak.report": ("write_report",),
+    "ojak.synthesize.config": ("MagpieConfig",),
+    "ojak.synthesize.run": ("synthesize_magpie",),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _MODULE_OF:
+        from importlib import import_module
+
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    else:
+        raise AttributeError(f"module 'ojak' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ojak")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"

@@ -1,0 +1,402 @@
+"""Chat templates: rendering, the text around a user's turn, stop tokens, token ids with a loss mask.
+
+Nothing here knows a model family. What a family puts before a user's text is found by rendering its template with a
+sentinel in the user's place (Magpie, arXiv 2406.08464, section 2.1): what stands before the sentinel is the pre-query
+text, what stands after it the post-query text. Templates are hostile programs and are rendered in another process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ojak._template_sandbox import Limits, TemplateSandbox, refuse, shared_sandbox
+from ojak.errors import InputRefused
+
+__all__ = [
+    "ChatPrefix",
+    "ChatTemplate",
+    "ChatTokenizer",
+    "Conversation",
+    "Limits",
+    "TemplateSandbox",
+    "chat_prefix",
+    "describe",
+    "encode_chat",
+    "encode_chats",
+    "encode_prompt",
+    "shared_sandbox",
+]
+
+Conversation = Sequence[Mapping[str, object]]
+
+
+class ChatTokenizer(Protocol):
+    """What this module needs of a tokenizer. `encode` never adds a BOS by itself."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def bos_token(self) -> str | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def eos_token(self) -> str | None: ...
+    @property
+    def adds_bos(self) -> bool: ...
+    @property
+    def special_tokens(self) -> Mapping[str, int]: ...
+    def encode(self, text: str, *, special: bool = True) -> list[int]: ...
+
+
+# ------------------------------------------------------------------------------------------- templates and prefixes
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A template with the names it is rendered with. `variables` are passed to it as they are."""
+
+    source: str
+    bos_token: str | None = None
+    eos_token: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    sandbox: TemplateSandbox = field(default_factory=shared_sandbox, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, source: ChatTemplate | str | None, tokenizer: ChatTokenizer) -> ChatTemplate:
+        """The template of a model; raises InputRefused when it has none, as a base model."""
+        if isinstance(source, ChatTemplate):
+            return source
+        if not source or not source.strip():
+            refuse(
+                "the model has no chat template",
+                why="it looks like a base model: it continues text, and no turn of a user can be told from its answer",
+                fix="use an instruction-tuned model, for example smollm2-135m-instruct",
+            )
+        return cls(source, tokenizer.bos_token, tokenizer.eos_token)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def render(self, conversations: Sequence[Conversation], add_generation_prompt: bool = False) -> list[str]:
+        """Each conversation (a list of `{role, content}`) as text, in one round trip."""
+        contexts = [self.context(messages, add_generation_prompt) for messages in conversations]
+        return self.sandbox.render(self.source, contexts)
+
+    def attempt(self, conversations: Sequence[Conversation]) -> list[str | InputRefused]:
+        """Like `render`; a conversation that the template refuses gives the error in its place."""
+        return self.sandbox.attempt(
+            self.source, [self.context(messages, False) for messages in conversations]
+        )
+
+    def context(self, messages: Conversation, add_generation_prompt: bool) -> dict[str, Any]:
+        """What Hugging Face's `apply_chat_template` passes to a template."""
+        return {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self.bos_token or "",
+            "eos_token": self.eos_token or "",
+            **self.variables,
+        }
+
+    def prefix(self, system: str | None = None) -> tuple[str, str]:
+        """(pre-query, post-query): the text before a user's first turn, and from there to the assistant's first word.
+
+        The template's own system turn is part of it, unless `system` replaces it.
+
+        Raises:
+            InputRefused: the template changes, drops or repeats what a user says, or leaves out the system turn.
+        """
+        short, long = self.sentinels()
+        opening = [] if system is None else [turn("system", system)]
+        chats = [[*opening, turn("user", sentinel)] for sentinel in (short, long)]
+        first, second = self.render(chats, add_generation_prompt=True)
+        pre, post = split_at(first, short)
+        if (pre, post) != split_at(second, long):
+            refuse(
+                "the chat template is refused", why="what it writes around a user's turn depends on the turn"
+            )
+        if system is not None and system.strip() not in pre:
+            refuse(
+                "the chat template is refused", why="it leaves out the system turn", fix="give no system text"
+            )
+        if not pre.removeprefix(self.bos_token or "").strip():
+            refuse(
+                "the chat template is refused",
+                why="it writes nothing before a user's turn that would mark it",
+            )
+        return pre, post
+
+    def sentinels(self) -> tuple[str, str]:
+        """Two words that no text holds; any change of case changes them."""
+        digest = self.sha256
+        return f"Zq{digest[:12]}Xw", f"Kv{digest[12:40]}Jp"
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def split_at(rendered: str, sentinel: str) -> tuple[str, str]:
+    """The text before and after `sentinel`, which must stand in `rendered` once and unchanged."""
+    found = rendered.count(sentinel)
+    if found == 1:
+        before, _, after = rendered.partition(sentinel)
+        return before, after
+    pieces = {sentinel[i : i + 6] for i in range(len(sentinel) - 5)}
+    if found > 1:
+        why = f"it repeats what a user says ({found} times)"
+    elif sentinel.lower() in rendered.lower():
+        why = "it changes the case of what a user says"
+    elif any(piece in rendered for piece in pieces):
+        why = "it cuts what a user says"
+    else:
+        why = "it leaves out what a user says"
+    refuse("the chat template is refused", why=why)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrefix:
+    """What Magpie needs of a chat model: the text before and after a user's turn, and what ends a turn.
+
+    `stop_ids` are sorted: the end of text, the tokens that close a turn, those that open the next one.
+    `stop_strings` mark the turns of templates that have no tokens for it. `system` is the text asked for, None for
+    the template's default.
+    """
+
+    pre_query: str
+    post_query: str
+    stop_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...]
+    system: str | None = None
+
+
+def chat_prefix(
+    template: ChatTemplate | str | None,
+    tokenizer: ChatTokenizer,
+    *,
+    eos_ids: Collection[int] = (),
+    system: str | None = None,
+) -> ChatPrefix:
+    """The prefix of any chat template. `eos_ids`: more ids that end a text, as the model's configuration has them.
+
+    Raises:
+        InputRefused: there is no template (a base model), or it cannot be used (`ChatTemplate.prefix` says when).
+    """
+    template = ChatTemplate.of(template, tokenizer)
+    pre, post = template.prefix(system)
+    specials = special_pattern(tokenizer)
+    ends = [read_turn_end(text, specials) for text in turn_boundaries(template, system) or [post]]
+    names = {name for tokens, _ in ends for name in tokens}
+    ids = {tokenizer.special_tokens[name] for name in names} | set(eos_ids)
+    # A BOS in the middle of a text says that the model has begun another one.
+    ids |= {i for i in (tokenizer.eos_id, tokenizer.bos_id) if i is not None}
+    strings = sorted({marker for _, marker in ends if marker})
+    return ChatPrefix(pre, post, tuple(sorted(ids)), tuple(strings), system)
+
+
+def turn_boundaries(template: ChatTemplate, system: str | None = None) -> list[str]:
+    """The texts between user and assistant, assistant and user, and after the last turn, as the template writes them.
+
+    The generation prompt is no source for this: some templates open a thought in it. Empty for a template that takes
+    no assistant turn or changes it.
+    """
+    marks = [f"{sentinel}{i}" for i, sentinel in enumerate(template.sentinels() * 2)]
+    chat = [turn(role, mark) for role, mark in zip(("user", "assistant") * 2, marks, strict=True)]
+    if system is not None:
+        chat = [turn("system", system), *chat]
+    rendered = template.attempt([chat, chat[:-2]])
+    text = next((text for text in rendered if isinstance(text, str)), "")
+    pieces = re.split("|".join(marks), text)
+    return pieces[1:]
+
+
+def special_pattern(tokenizer: ChatTokenizer) -> re.Pattern[str]:
+    """Matches the text of any special token, the longest first."""
+    names = sorted((name for name in tokenizer.special_tokens if name), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def read_turn_end(text: str, specials: re.Pattern[str]) -> tuple[list[str], str]:
+    """What ends a turn in `text`, the template's words after it: (special tokens, marker to use where there are none).
+
+    The tokens are those at the beginning, with nothing but white space between them: the end of this turn and the
+    start of the next one. A marker is the first line, unless it is a plain word that a text may hold as well.
+    """
+    tokens: list[str] = []
+    at = 0
+    while match := re.compile(r"\s*(" + specials.pattern + ")").match(text, at):
+        tokens.append(match[1])
+        at = match.end()
+    line = specials.split(text, maxsplit=1)[0].strip().partition("\n")[0].strip()
+    if tokens or len(line) < 4 or line.isalnum():
+        return tokens, ""
+    return tokens, ("\n" if text[0] == "\n" else "") + line
+
+
+# ---------------------------------------------------------------------------------------------------- token ids
+
+
+def encode_prompt(tokenizer: ChatTokenizer, rendered: str) -> list[int]:
+    """Token ids of a rendered prompt, with one BOS at most: the template's, or the tokenizer's where it adds one."""
+    ids = tokenizer.encode(rendered, special=True)
+    bos = tokenizer.bos_id
+    if bos is None:
+        return ids
+    count = sum(1 for _ in itertools.takewhile(lambda i: i == bos, ids))
+    if count == 0:
+        return [bos, *ids] if tokenizer.adds_bos else ids
+    return ids[count - 1 :]
+
+
+def encode_chat(
+    template: ChatTemplate | str | None, tokenizer: ChatTokenizer, messages: Conversation
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a whole conversation, and which of them a model learns to write (a list of the same length).
+
+    Those are what the assistant says and the token that ends its turn.
+
+    Raises:
+        InputRefused: there is no assistant turn, the template refuses the conversation or ends no turn with a special
+            token, or a message holds the text of a special token.
+    """
+    encoded = encode_chats(template, tokenizer, [messages])[0]
+    if isinstance(encoded, InputRefused):
+        raise encoded
+    return encoded
+
+
+def encode_chats(
+    template: ChatTemplate | str | None, tokenizer: ChatTokenizer, conversations: Sequence[Conversation]
+) -> list[tuple[list[int], list[bool]] | InputRefused]:
+    """`encode_chat` of many conversations in one round trip; one that is refused gives its error in its place."""
+    template = ChatTemplate.of(template, tokenizer)
+    sentinel = template.sentinels()[0]
+    variants = [[messages, *_masked(messages, sentinel)] for messages in conversations]
+    rendered = iter(template.attempt(list(itertools.chain.from_iterable(variants))))
+    specials = special_pattern(tokenizer)
+    result: list[tuple[list[int], list[bool]] | InputRefused] = []
+    for messages, group in zip(conversations, variants, strict=True):
+        texts = list(itertools.islice(rendered, len(group)))
+        try:
+            _check_contents(messages, specials)
+            spans = _assistant_spans(texts, sentinel, specials)
+            result.append(_encode_spans(tokenizer, str(texts[0]), spans))
+        except InputRefused as error:
+            result.append(error)
+    return result
+
+
+def _masked(messages: Conversation, sentinel: str) -> Iterator[list[Mapping[str, object]]]:
+    """The conversation again and again, each time with another assistant turn replaced by the sentinel."""
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield [*messages[:i], {**message, "content": sentinel}, *messages[i + 1 :]]
+
+
+def _check_contents(messages: Conversation, specials: re.Pattern[str]) -> None:
+    for i, message in enumerate(messages):
+        if found := specials.search(str(message["content"])):
+            refuse(
+                f"message {i} ({message['role']}) cannot be encoded",
+                why=f"its text holds the special token {found[0]!r}, which would end or forge a turn",
+                fix="remove the token's text from the message, or drop the row",
+            )
+
+
+def _assistant_spans(
+    texts: Sequence[str | InputRefused], sentinel: str, specials: re.Pattern[str]
+) -> list[tuple[int, int]]:
+    """(start, end) in `texts[0]` of each assistant turn with its end token; the other texts hold the sentinel there."""
+    for text in texts:
+        if isinstance(text, InputRefused):
+            raise text
+    full, *marked = map(str, texts)
+    if not marked:
+        refuse(
+            "the conversation cannot be encoded",
+            why="it has no assistant turn to learn from",
+            fix="drop the row",
+        )
+    return [_assistant_span(full, *split_at(text, sentinel), specials) for text in marked]
+
+
+def _assistant_span(full: str, before: str, after: str, specials: re.Pattern[str]) -> tuple[int, int]:
+    end = len(full) - len(after)
+    if end < len(before) or not full.startswith(before) or not full.endswith(after):
+        refuse(
+            "the conversation cannot be encoded", why="the template's text around a turn depends on the turn"
+        )
+    stop = re.compile(r"\s*(" + specials.pattern + ")").match(full, end)
+    if stop is None:
+        refuse(
+            "the conversation cannot be encoded",
+            why="the template ends an assistant's turn with no special token: a model would never learn to stop",
+            fix="use a template that writes the EOS after an assistant's turn",
+        )
+    return len(before), stop.end()
+
+
+def _encode_spans(
+    tokenizer: ChatTokenizer, text: str, spans: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[bool]]:
+    """Ids and mask. A token on a span's border belongs to it: borders are found by encoding what stands before them."""
+    ids = encode_prompt(tokenizer, text)
+    mask = [False] * len(ids)
+    for start, end in spans:
+        first, last = (_common_length(ids, encode_prompt(tokenizer, text[:at])) for at in (start, end))
+        mask[first:last] = [True] * (last - first)
+    return ids, mask
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    return sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))
+    )
+
+
+# -------------------------------------------------------------------------------------------------- description
+
+
+def describe(
+    template: ChatTemplate | str | None, tokenizer: ChatTokenizer, *, eos_ids: Collection[int] = ()
+) -> dict[str, Any]:
+    """What `ojak models info` shows of a chat template; JSON types only. Raises InputRefused like `chat_prefix`."""
+    template = ChatTemplate.of(template, tokenizer)
+    prefix = chat_prefix(template, tokenizer, eos_ids=eos_ids)
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    supports_system, default_system = _system_turn(template, prefix.pre_query)
+    in_template = bool(tokenizer.bos_token) and prefix.pre_query.startswith(str(tokenizer.bos_token))
+    return {
+        "template_sha256": template.sha256,
+        "pre_query": prefix.pre_query,
+        "post_query": prefix.post_query,
+        "stop_ids": list(prefix.stop_ids),
+        "stop_tokens": [names.get(i, "") for i in prefix.stop_ids],
+        "stop_strings": list(prefix.stop_strings),
+        "bos": "template" if in_template else "tokenizer" if tokenizer.adds_bos else "none",
+        "supports_system": supports_system,
+        "default_system": default_system,
+    }
+
+
+def _system_turn(template: ChatTemplate, pre_query: str) -> tuple[bool, str | None]:
+    """(whether the template takes a system turn, what it says by default: None for no system turn at all)."""
+    sentinel = template.sentinels()[0][::-1]
+    try:
+        before, after = split_at(template.prefix(sentinel)[0], sentinel)
+    except InputRefused:
+        return False, None
+    inside = len(pre_query) - len(before) - len(after)
+    if inside < 0 or not pre_query.startswith(before) or not pre_query.endswith(after):
+        return True, None
+    default = pre_query[len(before) : len(before) + inside]
+    is_marked = bool(before.removeprefix(template.bos_token or ""))
+    return True, default if default or is_marked else None

@@ -1,0 +1,102 @@
+"""How a command ends: the exit code and the message for every error. `ojak.errors` has the table of the codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ojak.errors import OjakError, ResourceExhausted, Stopped, is_disk_full
+
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the second is torch's, which must not be imported for its name
+
+
+class Group(TyperGroup):
+    """The group at the top: whatever a verb raises passes through here once."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with ended(), terminated():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def terminated() -> Iterator[None]:
+    """Turn SIGTERM into Stopped, so that files are closed and locks are freed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise Stopped(number, "stopped by SIGTERM", fix="run the same command again to go on")
+
+
+@contextmanager
+def ended() -> Iterator[None]:
+    """Turn errors into a message on stderr and `typer.Exit` with the right code. Usage errors of typer's own pass."""
+    try:
+        yield
+    except OjakError as error:
+        _tell(error)
+        raise typer.Exit(error.exit_code) from error
+    except BrokenPipeError as error:  # the reader has seen enough (`ojak show d | head`)
+        _close_stdout()
+        raise typer.Exit(128 + signal.SIGPIPE) from error
+    except KeyboardInterrupt as error:
+        stopped = Stopped(signal.SIGINT, "stopped by Ctrl-C", fix="run the same command again to go on")
+        _tell(stopped)
+        raise typer.Exit(stopped.exit_code) from error
+    except (OSError, MemoryError, RuntimeError, ArithmeticError, LookupError, TypeError, ValueError,
+            AttributeError, ImportError, AssertionError) as error:  # fmt: skip
+        if type(error).__module__.startswith("typer.") or isinstance(error, typer.Exit):
+            raise
+        translated = _translated(error)
+        _tell(translated, error)
+        raise typer.Exit(translated.exit_code) from error
+
+
+def _translated(error: Exception) -> OjakError:
+    """The error for a person, for one that ojak did not raise on purpose."""
+    first = (str(error).strip() or "no message").splitlines()[0][:500]
+    if isinstance(error, OSError) and is_disk_full(error):
+        return ResourceExhausted("no space left", why=first, fix="make room and run the same command again")
+    if type(error).__name__ in OUT_OF_MEMORY:
+        return ResourceExhausted(
+            "out of memory", why=first, fix="close other programs, or use a smaller model"
+        )
+    if isinstance(error, OSError):
+        return OjakError(f"the system refused: {first}")
+    return OjakError(
+        f"unexpected {type(error).__name__}: {first}",
+        fix="this is a defect of ojak; run it with OJAK_DEBUG=1 for the traceback, and report it",
+    )
+
+
+def _tell(error: OjakError, cause: BaseException | None = None) -> None:
+    from ojak.cli.terminal import say
+
+    if os.environ.get("OJAK_DEBUG") == "1":
+        say("".join(traceback.format_exception(cause or error)))
+    say(error, "bold red", "error: ")
+
+
+def _close_stdout() -> None:
+    """Point stdout at nothing, so that flushing it at exit cannot fail again."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

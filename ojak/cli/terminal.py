@@ -1,0 +1,92 @@
+"""Output: data to stdout, talk to stderr. Texts from models, files and manifests are shown with nothing hidden in them."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def prepare_streams() -> None:
+    """Let characters that the terminal's encoding lacks be written as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def visible(text: object) -> str:
+    """`text` with control characters, bidirectional overrides and the like as visible signs; line ends and tabs stay."""
+    from ojak.report.text import plain
+
+    return plain(text)
+
+
+def one_line(text: object, length: int = 200) -> str:
+    """`text` on one line, cut to `length` characters."""
+    shown = " ".join(visible(text).split())
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def write(text: object) -> None:
+    """A line of data to stdout."""
+    print(visible(text), flush=True)
+
+
+def write_json(value: Mapping[str, Any]) -> None:
+    """One JSON object to stdout, in ASCII: no character of it can act on a terminal."""
+    print(json.dumps(value, indent=2, default=str), flush=True)
+
+
+def write_pages(lines: Iterable[str]) -> None:
+    """Lines of data: in a pager where a person reads, straight through otherwise. They must be `visible` already."""
+    if sys.stdout.isatty():
+        import pydoc
+
+        pydoc.pager("\n".join(lines) + "\n")
+        return
+    for line in lines:
+        print(line)
+
+
+def write_table(rows: Iterable[tuple[str, object]]) -> None:
+    """Names and values in two columns; a value of several lines keeps to its column."""
+    shown = [(name, visible(value).split("\n")) for name, value in rows]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, (first, *more) in shown:
+        print(f"{name:<{width}}  {first}".rstrip())
+        for line in more:
+            print(" " * (width + 2) + line)
+    sys.stdout.flush()
+
+
+def say(text: object, style: str = "", label: str = "") -> None:
+    """Talk to stderr; `label` is put before it in `style`, if the terminal has colours."""
+    from rich.text import Text
+
+    shown = visible(text)
+    console().print(Text.assemble((label, style), shown) if label else Text(shown, style), soft_wrap=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _console(stream: object) -> Console:
+    from rich.console import Console
+
+    # rich itself heeds NO_COLOR, FORCE_COLOR and TERM=dumb.
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def console() -> Console:
+    """The console on stderr; a new one when `sys.stderr` was replaced."""
+    return _console(sys.stderr)
+
+
+def is_live() -> bool:
+    """Whether stderr is a terminal that can redraw lines."""
+    found = console()
+    return found.is_terminal and not found.is_dumb_terminal

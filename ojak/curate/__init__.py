@@ -1,0 +1,1 @@
+"""Records chosen from records: tagged, filtered, selected, split."""

@@ -1,0 +1,72 @@
+"""The protocol of an engine: what a stage may ask of it, and what it says it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ojak.chat import ChatPrefix
+from ojak.errors import UsageError
+from ojak.model.request import Completion, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do. A stage that needs more is refused before any work (`require`)."""
+
+    raw_prompt: bool = False
+    seed: bool = False
+    stop_ids: bool = False
+    logprobs: bool = False
+
+
+class Engine(Protocol):
+    """Continues texts. `identity` (engine, model, model_sha256, dtype, ...) is part of every request's key."""
+
+    capabilities: Capabilities
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens that must not stand in what a person says."""
+        ...
+
+    def chat_prefix(self, system: str | None = None) -> ChatPrefix:
+        """The text around a user's turn. Raises InputRefused for a model without a usable chat template."""
+        ...
+
+    def count_tokens(self, text: str) -> int: ...
+
+    def first_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """The ids with which these texts begin, for `Sampling.banned_first`."""
+        ...
+
+    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
+        """Completions in the order in which they finish.
+
+        `requests` may yield None: nothing is ready now, ask again after another completion. `longest` is the most
+        tokens that prompt and completion of one request take together.
+        """
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """What a reader should know of the model: licence, quantization."""
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """How the engine ran: sizes, shapes, memory; for the record."""
+        ...
+
+
+def require(engine: Engine, stage: str, *names: str) -> None:
+    """Raises UsageError if the engine lacks one of these capabilities."""
+    lacking = [name for name in names if not getattr(engine.capabilities, name)]
+    if lacking:
+        raise UsageError(
+            f"{stage} cannot run on the engine {engine.identity.get('engine')!r}",
+            why=f"it lacks: {', '.join(lacking)}",
+            fix="use another engine, such as a local model",
+        )

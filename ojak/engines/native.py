@@ -1,0 +1,203 @@
+"""The embedded engine: ojak's decoder with continuous batching, its memory planned before it is taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ojak.chat import ChatPrefix, chat_prefix, encode_prompt
+from ojak.engines.base import Capabilities
+from ojak.errors import ResourceExhausted
+from ojak.model.cache import CacheShape
+from ojak.model.fuse import fuse, weight_bytes
+from ojak.model.generate import LADDER, Generator
+from ojak.model.load import Model
+from ojak.model.memory import available_bytes, keep_freed_memory, peak_rss_bytes
+from ojak.model.request import Completion, Prompt, Request, Sampling
+
+MOST_SLOTS = {"cpu": 256, "cuda": 512}
+MOST_LANES = 4
+LEAST_LANE = 64  # slots from which on a lane of its own pays
+FIXED_SLOTS = 32  # where another batch size would change a row's bits: this one, whatever memory is free
+PREFIX_ROOM = 1024  # tokens of shared prefixes
+CACHE_SHARE = 0.6  # of the free memory, at most
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that generation will take on top of the weights: key-value cache and logits."""
+
+    shape: CacheShape
+    cache_bytes: int
+    logits_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.cache_bytes + self.logits_bytes
+
+
+class NativeEngine:
+    """Runs a loaded model. `slots`: rows decoded at once; by default as many as memory and hardware make worthwhile."""
+
+    capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, logprobs=True)
+
+    def __init__(self, model: Model, *, slots: int | None = None) -> None:
+        self.model, self.slots = model, slots
+        self.generator: Generator | None = None
+        self.plan: MemoryPlan | None = None
+        self.base_bytes = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What shapes an answer: the same model in another dtype writes another text."""
+        return {
+            "engine": "native",
+            "model": self.model.name,
+            "model_sha256": self.model.sha256,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        return tuple(self.model.tokenizer.special_tokens)
+
+    def chat_prefix(self, system: str | None = None) -> ChatPrefix:
+        model = self.model
+        return chat_prefix(model.chat_template, model.tokenizer, eos_ids=model.stop_ids, system=system)
+
+    def count_tokens(self, text: str) -> int:
+        return len(encode_prompt(self.model.tokenizer, text))
+
+    def first_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:
+        return tuple(sorted({self.model.tokenizer.encode(text)[0] for text in texts if text}))
+
+    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
+        if self.generator is None or self.generator.shape.capacity < longest:
+            self.generator = self._prepare(longest)
+        return self.generator.run(requests)
+
+    def provenance(self) -> dict[str, Any]:
+        return {"license": self.model.license, "quantization": self.model.quantization}
+
+    def stats(self) -> dict[str, Any]:
+        if self.generator is None or self.plan is None:
+            return {}
+        generator = self.generator
+        return {
+            "device": str(self.model.device),
+            "threads": torch.get_num_threads(),
+            "lanes": len(generator.lanes),
+            "slots": generator.shape.slots * len(generator.lanes),
+            "capacity": generator.shape.capacity,
+            "sizes": generator.sizes,
+            "prefill_tiles": generator.found.tiled,
+            "steps": generator.steps,
+            "planned_bytes": self.base_bytes + self.plan.total_bytes,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def _prepare(self, longest: int) -> Generator:
+        """Plans the memory, readies the weights and checks what keeps a row's bits; once for a given length."""
+        model = self.model
+        if self.generator is None:
+            keep_freed_memory()
+            free = available_bytes(model.device)
+            if 2 * weight_bytes(model.decoder) < free:
+                fuse(model.decoder)
+            self.base_bytes = peak_rss_bytes()
+        self.generator = None
+        self.plan = plan_memory(model, longest, self.slots)
+        generator = self._generator(self.plan.shape.slots)
+        if self.slots is None and generator.sizes[:-1] == [] and self.plan.shape.slots != FIXED_SLOTS:
+            self.plan = plan_memory(model, longest, FIXED_SLOTS)
+            generator = self._generator(FIXED_SLOTS)
+        return generator
+
+    def _generator(self, slots: int) -> Generator:
+        model, plan = self.model, self.plan
+        assert plan is not None
+        lanes = min(MOST_LANES, torch.get_num_threads(), max(1, slots // LEAST_LANE)) if model.device.type == "cpu" else 1
+        shape = replace(plan.shape, slots=-(-slots // lanes))
+        tokenizer = model.tokenizer
+        return Generator(
+            model.decoder, tokenizer, lambda text: encode_prompt(tokenizer, text), shape, lanes=lanes
+        )
+
+
+def plan_memory(model: Model, longest: int, slots: int | None = None) -> MemoryPlan:
+    """How many slots of `longest` tokens fit the free memory. Raises ResourceExhausted if not even one does."""
+    budget = int(available_bytes(model.device) * CACHE_SHARE)
+    shape = CacheShape(slots=1, capacity=longest, prefix_capacity=PREFIX_ROOM)
+    a_slot = shape.bytes_per_slot(model.config, model.dtype)
+    a_row = model.config.vocab_size * model.dtype.itemsize * 2
+    fitting = budget // (a_slot + a_row)
+    most = slots or max(size for size in LADDER if size <= MOST_SLOTS.get(model.device.type, 256))
+    if fitting < (slots or 1):
+        raise ResourceExhausted(
+            f"{slots or 1} rows of {longest} tokens do not fit the memory",
+            why=f"a row takes {(a_slot + a_row) / 2**20:.0f} MiB, {budget / 2**20:.0f} MiB may be used",
+            fix="lower --max-instruction-tokens and --max-response-tokens, or free memory",
+        )
+    chosen = slots or max(size for size in LADDER if size <= min(most, fitting))
+    return MemoryPlan(replace(shape, slots=chosen), chosen * a_slot, chosen * a_row)
+
+
+def row_seed(*parts: int | str) -> int:
+    """A seed of 63 bits from what names a row: run seed, row, turn, sample."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") >> 1
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Prompt | Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    stop: Iterable[str | int] = (),
+    logprobs: bool = False,
+) -> list[Completion]:
+    """Continues each prompt; completions in the order of the prompts.
+
+    prompts: raw text (no chat template is added; the tokenizer's BOS is, if the model was trained with one) or token
+    ids. stop: texts or token ids that end a completion, besides the model's own. Each prompt draws from its own seed,
+    derived from `seed` and its place. Raises UsageError for settings out of range, ResourceExhausted for lack of memory.
+    """
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    stops = list(stop) if not isinstance(stop, str) else [stop]
+    strings = tuple(item for item in stops if isinstance(item, str))
+    ids = (*model.stop_ids, *(item for item in stops if isinstance(item, int)))
+    encoded = [tuple(encode_prompt(model.tokenizer, p)) if isinstance(p, str) else tuple(p) for p in prompts]
+    requests = [
+        Request(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            seed=row_seed(seed, row),
+            stop_ids=ids,
+            stop_strings=strings,
+            logprobs=logprobs,
+            tag=row,
+        )
+        for row, prompt in enumerate(encoded)
+    ]
+    longest = max((len(prompt) for prompt in encoded), default=1) + max_tokens
+    found = {done.request.tag: done for done in engine_of(model).generate(iter(requests), longest=longest)}
+    return [found[row] for row in range(len(requests))]
+
+
+def engine_of(model: Model) -> NativeEngine:
+    """The model's own engine, made at the first call and kept with it."""
+    engine = getattr(model, "_engine", None)
+    if engine is None:
+        engine = NativeEngine(model)
+        model._engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+    return engine

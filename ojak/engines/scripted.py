@@ -1,0 +1,101 @@
+"""An engine without a model: answers come from a function or a queue. For tests, documentation and dry runs."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from ojak.chat import ChatPrefix
+from ojak.engines.base import Capabilities
+from ojak.model.request import Completion, Request
+
+Answer = Callable[[Request], str]
+_OPENINGS = ("Explain", "Describe", "Compare", "Summarise", "Plan", "Write a short text about", "Give three facts on")
+_SUBJECTS = ("the tides", "bread baking", "prime numbers", "a town library", "photosynthesis", "bicycle gears", "rain")
+_MANNERS = ("for a child", "in two sentences", "with an example", "as a list", "step by step", "for an engineer")
+
+
+class ScriptedEngine:
+    """Answers each request by `answers`: a function of the request, or texts used one after another.
+
+    A word counts as a token. Up to `slots` requests are in flight, and finish in an order drawn from `shuffle_seed`,
+    as they would on a real engine. Without `answers` it writes plausible questions and replies, the same for the same
+    prompt and seed.
+    """
+
+    capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True)
+
+    def __init__(
+        self, answers: Answer | Iterable[str] | None = None, *, slots: int = 8, shuffle_seed: int = 0
+    ) -> None:
+        queue = iter(()) if answers is None or callable(answers) else iter(answers)
+        self._answer: Answer = answers if callable(answers) else lambda _request: next(queue)
+        if answers is None:
+            self._answer = scripted_text
+        self.slots, self._order = slots, random.Random(shuffle_seed)
+        self.sent = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"engine": "scripted", "model": "scripted", "model_sha256": "0" * 64, "dtype": "none"}
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        return ("<|im_start|>", "<|im_end|>")
+
+    def chat_prefix(self, system: str | None = None) -> ChatPrefix:
+        opening = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
+        return ChatPrefix(
+            f"{opening}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", (0,), ("<|im_end|>",), system
+        )
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def first_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:
+        return tuple(range(len(texts)))
+
+    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
+        flight: list[Request] = []
+        open_ = True
+        while open_ or flight:
+            while open_ and len(flight) < self.slots:
+                request = next(requests, StopIteration)
+                if request is StopIteration:
+                    open_ = False
+                if not isinstance(request, Request):
+                    break
+                flight.append(request)
+            if not flight:
+                return
+            yield self._complete(flight.pop(self._order.randrange(len(flight))))
+
+    def provenance(self) -> dict[str, Any]:
+        return {"license": None, "quantization": None}
+
+    def stats(self) -> dict[str, Any]:
+        return {"slots": self.slots, "requests": self.sent}
+
+    def _complete(self, request: Request) -> Completion:
+        self.sent += 1
+        words = self._answer(request).split(" ")
+        cut = len(words) >= request.max_tokens
+        kept = words[: request.max_tokens]
+        return Completion(
+            request=request,
+            text=" ".join(kept),
+            token_ids=tuple(range(1, len(kept) + (0 if cut else 1) + 1)),
+            finish_reason="length" if cut else "stop",
+            prompt_tokens=self.count_tokens(str(request.prompt)),
+        )
+
+
+def scripted_text(request: Request) -> str:
+    """A question where the prompt ends with the user's header, a reply where it ends with the assistant's."""
+    digest = hashlib.sha256(f"{request.prompt}\0{request.seed}".encode()).digest()
+    if str(request.prompt).rstrip().endswith("assistant"):
+        return f"Here is what can be said, in {digest[0] % 5 + 2} parts. First, it depends; second, case {digest.hex()[:8]}."
+    pick = [options[digest[i] % len(options)] for i, options in enumerate((_OPENINGS, _SUBJECTS, _MANNERS))]
+    return f"{' '.join(pick)}, thinking of case number {int.from_bytes(digest[3:5], 'big')}."

@@ -1,0 +1,111 @@
+"""`config.json` to DecoderConfig and back. The fields keep Hugging Face's names; each family's defaults are filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from ojak.errors import InputRefused
+from ojak.model.decoder import DecoderConfig
+
+GEMMA = ("gemma2", "gemma3_text")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", *GEMMA)
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+
+
+def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
+    """Reads the contents of a `config.json`. Raises InputRefused for a family or a value that is not supported."""
+    config = dict(config.get("text_config") or config)
+    model_type = "gemma3_text" if config.get("model_type") == "gemma3" else config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise InputRefused(
+            f"model type {str(model_type)[:80]!r} is not supported", why=f"supported are {', '.join(MODEL_TYPES)}"
+        )
+    try:
+        values = _values(model_type, config)
+        return DecoderConfig(model_type=model_type, **values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputRefused(
+            "this model's config.json cannot be used", why=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The `config.json` of this model, which transformers and vLLM read."""
+    own = {"qk_norm", "norm_offset", "sandwich_norms", "scale_embeddings", "extra", "layer_types"}
+    values = {name: value for name, value in asdict(config).items() if name not in own and value is not None}
+    values |= {"architectures": [ARCHITECTURES[config.model_type]], **config.extra}
+    if config.model_type in GEMMA or "sliding_attention" in config.layer_types:
+        values["layer_types"] = list(config.layer_types)
+    if config.model_type in GEMMA:
+        values["hidden_activation"] = values.pop("hidden_act")
+    if config.model_type == "qwen2":
+        values.pop("attention_bias")
+        values.pop("head_dim")
+        values["use_sliding_window"] = "sliding_attention" in config.layer_types
+    return values
+
+
+def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of DecoderConfig from the fields of a config.json, with the family's defaults filled in."""
+    names = {f.name for f in fields(DecoderConfig)} - {"model_type", "extra", "layer_types"}
+    values = {name: config[name] for name in names if config.get(name) is not None}
+    values |= _rope(config)
+    gemma, qwen = model_type in GEMMA, model_type in ("qwen2", "qwen3")
+    values["num_hidden_layers"] = int(config["num_hidden_layers"])
+    heads = int(config["num_attention_heads"])
+    values.setdefault("num_key_value_heads", heads)
+    values.setdefault("head_dim", 256 if gemma else int(config["hidden_size"]) // heads)
+    activation = config.get("hidden_activation") if gemma else config.get("hidden_act")
+    values["hidden_act"] = activation or ("gelu_pytorch_tanh" if gemma else "silu")
+    values["attention_bias"] = bool(config.get("attention_bias", model_type == "qwen2"))
+    values["qk_norm"] = model_type in ("qwen3", "gemma3_text")
+    values["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", gemma))
+    values |= {"norm_offset": 1.0 if gemma else 0.0, "sandwich_norms": gemma, "scale_embeddings": gemma}
+    if gemma:
+        values.setdefault("query_pre_attn_scalar", 256)
+    values["layer_types"] = _layer_types(model_type, config)
+    if qwen and not config.get("use_sliding_window"):
+        values["layer_types"] = ("full_attention",) * values["num_hidden_layers"]
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
+    values["extra"] = {name: config[name] for name in kept if config.get(name) is not None}
+    return values
+
+
+def _layer_types(model_type: str, config: dict[str, Any]) -> tuple[str, ...]:
+    """Which layers see a window only: as listed, or by the family's pattern (Gemma 2 starts local, 1:1; Gemma 3 5:1)."""
+    layers = int(config["num_hidden_layers"])
+    if config.get("layer_types"):
+        return tuple(str(kind) for kind in config["layer_types"])
+    if model_type in GEMMA:
+        pattern = 2 if model_type == "gemma2" else int(config.get("sliding_window_pattern", 6))
+        kinds = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
+        return tuple(kinds)
+    windowed = model_type == "mistral" and config.get("sliding_window")
+    return ("sliding_attention" if windowed else "full_attention",) * layers
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """RoPE's base(s) and scaling, from the old fields or from transformers 5's `rope_parameters`."""
+    parameters = config.get("rope_parameters") or {}
+    local = parameters.get("sliding_attention")
+    full = parameters.get("full_attention") or (parameters if "rope_theta" in parameters else {})
+    found: dict[str, Any] = {}
+    if full:
+        found["rope_theta"] = float(full["rope_theta"])
+    if local:
+        found["rope_local_base_freq"] = float(local["rope_theta"])
+    scaling = config.get("rope_scaling") or {k: v for k, v in full.items() if k != "rope_theta"}
+    kind = scaling.get("rope_type", scaling.get("type", "default")) if scaling else "default"
+    if kind not in ("default", "linear", "llama3"):
+        raise ValueError(f"rope scaling of type {kind!r} is not supported (default, linear and llama3 are)")
+    found["rope_scaling"] = None if kind == "default" else {**scaling, "rope_type": kind}
+    return found

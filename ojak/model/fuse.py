@@ -1,0 +1,85 @@
+"""Linear layers made ready for generation: products that share an input are joined, weights laid out for the CPU.
+
+On a CPU with bf16 instructions, PyTorch lays a weight out anew at each call; doing it once makes a product of 256 rows
+about a tenth faster and one of 32 rows twice as fast. The layout is oneDNN's own, reached through the operators that
+torch.compile uses; where they are missing or do not agree with the plain product, plain products stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ojak.model.decoder import Decoder
+
+LAYOUT_ROWS = 256  # the number of rows that the layout is chosen for
+
+
+class JoinedLinear(nn.Module):
+    """Several linear layers of one input as one product; its output is split where theirs end."""
+
+    def __init__(self, layers: Sequence[nn.Linear], *, laid_out: bool) -> None:
+        super().__init__()
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        self.widths = [layer.out_features for layer in layers]
+        self.weight = lay_out(weight) if laid_out else weight
+        self.laid_out = laid_out
+
+    def product(self, x: Tensor) -> Tensor:
+        if not self.laid_out:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.product(x).split(self.widths, dim=-1)
+
+
+class SingleLinear(JoinedLinear):
+    """One linear layer, laid out."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.product(x)
+
+
+def lay_out(weight: Tensor) -> Tensor:
+    """The weight in oneDNN's own layout."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), LAYOUT_ROWS)
+
+
+def can_lay_out(decoder: Decoder) -> bool:
+    """Whether laid-out products exist here for this model's weights and agree with plain ones."""
+    weight = decoder.model.layers[0].mlp.gate_proj.weight.detach()  # pyright: ignore[reportAttributeAccessIssue]
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.ones(4, weight.shape[1], dtype=weight.dtype)
+    try:
+        got = torch.ops.mkldnn._linear_pointwise(x, lay_out(weight), None, "none", [], "")
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return bool(torch.allclose(got.float(), F.linear(x, weight).float(), rtol=0.02, atol=0.02))
+
+
+def weight_bytes(decoder: Decoder) -> int:
+    """Bytes that `fuse` adds: a second copy of every linear weight."""
+    return sum(p.numel() * p.element_size() for name, p in decoder.named_parameters() if "norm" not in name)
+
+
+@torch.inference_mode()
+def fuse(decoder: Decoder) -> None:
+    """Makes a decoder ready for generation. Its parameters stay as they are; changing them later has no effect."""
+    laid_out = can_lay_out(decoder)
+    for layer in decoder.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+        attention.fused_qkv = JoinedLinear(qkv, laid_out=laid_out)
+        mlp.fused_gate_up = JoinedLinear([mlp.gate_proj, mlp.up_proj], laid_out=laid_out)
+        if laid_out:
+            attention.o_proj = SingleLinear([attention.o_proj], laid_out=True)
+            mlp.down_proj = SingleLinear([mlp.down_proj], laid_out=True)
+    if laid_out:
+        decoder.lm_head = SingleLinear([decoder.lm_head], laid_out=True)

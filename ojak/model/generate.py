@@ -1,0 +1,351 @@
+"""Continuous batching: many requests, a fixed number of slots, one token for every slot at each step.
+
+    while requests are left or slots are busy:
+        refill    free slots take the next requests; a prefix that several share is computed once
+        prefill   their prompts, all but the last token, in tiles of a fixed number of tokens
+        step      the decoder runs over one token of each slot; each row draws its next token by its own settings
+        finish    rows that stopped are handed out, their slots are free at once
+
+Slots lie in lanes. On a CPU each lane has a thread and steps at its own pace, so that no core waits for another one at
+each of the thousand small operations of a step; on a GPU there is one lane. When requests run out, the batch steps down a ladder of smaller sizes. A row's text depends on its prompt, settings and
+seed alone: its random numbers are a function of (seed, token index), and sizes are used only where `invariance.py`
+has found that they leave a row's bits as they are. Where even the prefill tile changes them, prompts go through the
+decode step token by token, at one size and one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ojak.errors import InputRefused, OjakError
+from ojak.model.cache import (
+    PREFILL_TOKENS,
+    CacheShape,
+    DecodeAttend,
+    Piece,
+    PrefillAttend,
+    PrefixAttend,
+    SlotCache,
+)
+from ojak.model.decoder import Decoder
+from ojak.model.invariance import Invariance, check_invariance
+from ojak.model.request import Completion, Request
+from ojak.model.sampling import draw, token_logprobs, uniform
+from ojak.model.tokenizer import Tokenizer
+
+MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
+LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+EncodePrompt = Callable[[str], Sequence[int]]
+
+
+@dataclass
+class Slot:
+    """One row in flight: what is still to be fed, what it has written."""
+
+    request: Request
+    pending: list[int]  # prompt tokens not yet fed; then the one token drawn last
+    span: tuple[int, int]  # its prefix in the pool
+    prompt_tokens: int
+    own: int = 0  # tokens fed after the prefix
+    written: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tail: bytes = b""
+    seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
+
+
+class Generator:
+    """Runs requests through a decoder in `lanes` of `shape.slots` each; see the module's docstring.
+
+    Made once, `run` as often as wanted. `strict` uses one size and one length only, whatever the checks would find.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        encode: EncodePrompt,
+        shape: CacheShape,
+        *,
+        lanes: int = 1,
+        strict: bool = False,
+    ) -> None:
+        self.shape = shape
+        self.pool = ThreadPoolExecutor(lanes, initializer=_share_cores, initargs=(lanes,))
+        self.lanes = [Lane(decoder, tokenizer, encode, shape) for _ in range(lanes)]
+        first = self.lanes[0].cache
+        self.found = Invariance(set(), False)
+        if not strict:
+            self.found = self.pool.submit(check_invariance, decoder, first, LADDER).result()
+        self.sizes = sorted({shape.slots, *self.found.sizes})
+        for lane in self.lanes:
+            lane.sizes, lane.tiled = self.sizes, self.found.tiled
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far, over all lanes."""
+        return sum(lane.steps for lane in self.lanes)
+
+    def run(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
+        """Yields completions in the order in which they finish.
+
+        `requests` may yield None: nothing is ready now, ask again once something has finished. Raises OjakError if it
+        says so while nothing is in flight.
+        """
+        working: dict[Future[list[Completion]], Lane] = {}
+        more = True
+        try:
+            while True:
+                idle = [lane for lane in self.lanes if lane not in working.values()]
+                more = more and self._refill(idle, requests)
+                working |= {self.pool.submit(lane.advance): lane for lane in idle if lane.busy}
+                if not working and more:
+                    raise OjakError("the generator waits for requests that wait for the generator")
+                if not working:
+                    return
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    del working[future]
+                    yield from future.result()
+        finally:
+            wait(working)
+            for lane in self.lanes:
+                lane.clear()
+
+    def _refill(self, idle: list[Lane], requests: Iterator[Request | None]) -> bool:
+        """Gives requests to the free slots of idle lanes, the emptiest first; False when no more will come."""
+        while lane := self._emptiest(idle):
+            try:
+                request = next(requests)
+            except StopIteration:
+                return False
+            if request is None:
+                return True
+            lane.admit(request)
+        return True
+
+    def _emptiest(self, idle: list[Lane]) -> Lane | None:
+        """The idle lane to fill next; None if all are full, or far ahead of lanes that are at work."""
+        least = min(lane.busy for lane in self.lanes)
+        open_ = [lane for lane in idle if lane.busy < min(self.shape.slots, least + MOST_AHEAD)]
+        return min(open_, key=lambda lane: lane.busy, default=None)
+
+
+def _share_cores(lanes: int) -> None:
+    """Set-up of a lane's thread: the cores are divided among the lanes."""
+    if lanes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // lanes))
+
+
+class Lane:
+    """Some slots, their cache, and what happens in them."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, encode: EncodePrompt, shape: CacheShape) -> None:
+        parameter = decoder.model.embed_tokens.weight
+        self.decoder, self.tokenizer, self.encode, self.shape = decoder, tokenizer, encode, shape
+        self.device = parameter.device
+        self.cache = SlotCache(decoder.config, shape, parameter.dtype, self.device)
+        self.slots: list[Slot | None] = [None] * shape.slots
+        self.waiting: list[Request] = []
+        self.prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.sizes, self.tiled, self.steps = [shape.slots], False, 0
+
+    @property
+    def busy(self) -> int:
+        """Rows in flight and requests that will be at the next step."""
+        return sum(slot is not None for slot in self.slots) + len(self.waiting)
+
+    def admit(self, request: Request) -> None:
+        """Takes a request for a free slot; it enters at the next `advance`."""
+        self.waiting.append(request)
+
+    def clear(self) -> None:
+        """Drops all rows in flight."""
+        self.slots = [None] * self.shape.slots
+        self.waiting = []
+
+    @torch.inference_mode()
+    def advance(self) -> list[Completion]:
+        """Refills, prefills and makes one step. Returns what finished."""
+        free = (i for i, slot in enumerate(self.slots) if slot is None)
+        for request in self.waiting:
+            self.slots[next(free)] = self._enter(request)
+        self.waiting = []
+        if self.tiled:
+            self._prefill()
+        return self._step()
+
+    # -- refill -----------------------------------------------------------------------------------------------------
+
+    def _enter(self, request: Request) -> Slot:
+        ids = self._ids(request.prompt)
+        if not ids:
+            raise InputRefused("a prompt without a single token", fix="give at least one token, such as the BOS")
+        span = self._shared(request, ids)
+        own = len(ids) - (span[1] - span[0])
+        if own + request.max_tokens > self.shape.capacity:
+            raise InputRefused(
+                f"a prompt of {len(ids)} tokens with {request.max_tokens} more does not fit the cache",
+                why=f"a slot holds {self.shape.capacity} tokens",
+            )
+        keeps_seen = request.sampling.repetition_penalty != 1
+        seen = torch.tensor(sorted(set(ids)), device=self.device) if keeps_seen else None
+        return Slot(request, ids[span[1] - span[0] :], span, len(ids), seen=seen)
+
+    def _ids(self, prompt: str | tuple[int, ...]) -> list[int]:
+        return list(self.encode(prompt) if isinstance(prompt, str) else prompt)
+
+    def _shared(self, request: Request, ids: list[int]) -> tuple[int, int]:
+        """Where the pool holds the request's shared prefix, computing it if new. The last prompt token stays out."""
+        if request.shared_prefix is None:
+            return (0, 0)
+        prefix = self._ids(request.shared_prefix)
+        common = next((i for i, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), min(len(prefix), len(ids)))
+        key = tuple(prefix[: len(prefix) - 1])
+        if not key or common < len(key) or len(ids) <= len(key):
+            return (0, 0)
+        if key not in self.prefixes:
+            if self.cache.prefix_used + len(key) > self.shape.prefix_capacity:
+                return (0, 0)
+            self.prefixes[key] = self._compute_prefix(key)
+        return self.prefixes[key]
+
+    def _compute_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        attend = PrefixAttend(self.cache, len(ids))
+        ids_BT = torch.tensor([ids], device=self.device)
+        self.decoder.hidden(ids_BT, torch.arange(len(ids), device=self.device)[None], attend)
+        self.cache.prefix_used = attend.end
+        return attend.begin, attend.end
+
+    # -- prefill ----------------------------------------------------------------------------------------------------
+
+    def _prefill(self) -> None:
+        """Feeds the prompts of all slots up to their last token, in tiles of PREFILL_TOKENS."""
+        while pieces := self._next_tile():
+            self._feed(pieces)
+
+    def _next_tile(self) -> list[Piece]:
+        """As many prompt tokens of waiting slots as a tile holds; advances the slots."""
+        pieces: list[Piece] = []
+        room = PREFILL_TOKENS
+        for index, slot in enumerate(self.slots):
+            if slot is None or len(slot.pending) < 2 or not room:
+                continue
+            count = min(room, len(slot.pending) - 1)
+            pieces.append(Piece(tuple(slot.pending[:count]), index, slot.own, slot.span))
+            del slot.pending[:count]
+            slot.own += count
+            room -= count
+        return pieces
+
+    def _feed(self, pieces: list[Piece]) -> None:
+        ids = [token for piece in pieces for token in piece.ids]
+        starts = [piece.start + piece.span[1] - piece.span[0] for piece in pieces]
+        positions = [at + i for at, piece in zip(starts, pieces, strict=True) for i in range(len(piece.ids))]
+        pad = [0] * (PREFILL_TOKENS - len(ids))
+        self.cache.fit(self._longest())
+        attend = PrefillAttend(self.cache, pieces)
+        ids_BT = torch.tensor([ids + pad], device=self.device)
+        self.decoder.hidden(ids_BT, torch.tensor([positions + pad], device=self.device), attend)
+
+    # -- step -------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> list[Completion]:
+        """Feeds one token of each busy slot; draws the next one for those whose prompt is fed."""
+        rows = self._choose_size()
+        slots = self.slots[:rows]
+        own = [slot.own if slot else -1 for slot in slots]
+        ids = [slot.pending.pop(0) if slot else 0 for slot in slots]
+        self.cache.fit(self._longest() + 1 if self.tiled else self.shape.capacity)
+        spans = torch.tensor([slot.span if slot else (0, 0) for slot in slots], device=self.device)
+        positions = [slot.own + slot.span[1] - slot.span[0] if slot else 0 for slot in slots]
+        attend = DecodeAttend(self.cache, torch.tensor(own, device=self.device), spans)
+        x_BTD = self.decoder.hidden(
+            torch.tensor([ids], device=self.device), torch.tensor([positions], device=self.device), attend
+        )
+        for slot in slots:
+            if slot:
+                slot.own += 1
+        self.steps += 1
+        drawing = [i for i, slot in enumerate(slots) if slot and not slot.pending]
+        if not drawing:
+            return []
+        logits_NV = self.decoder.logits(x_BTD)[0]
+        return self._draw(logits_NV, drawing)
+
+    def _choose_size(self) -> int:
+        """The smallest size that holds all busy slots, which move down into it when the ladder is descended."""
+        busy = [i for i, slot in enumerate(self.slots) if slot]
+        size = next(size for size in self.sizes if size >= len(busy))
+        free = [i for i in range(size) if self.slots[i] is None]
+        for source in busy:
+            slot = self.slots[source]
+            if source >= size and slot:
+                target = free.pop(0)
+                self.cache.move(source, target)
+                self.slots[target], self.slots[source] = slot, None
+        return size
+
+    def _longest(self) -> int:
+        return max(slot.own for slot in self.slots if slot)
+
+    def _draw(self, logits_NV: Tensor, drawing: list[int]) -> list[Completion]:
+        slots = [slot for i in drawing if (slot := self.slots[i])]
+        picked = logits_NV if len(drawing) == len(logits_NV) else logits_NV[drawing]
+        seeds = torch.tensor([_signed(slot.request.seed) for slot in slots])
+        counters = torch.tensor([len(slot.written) for slot in slots])
+        first = [not slot.written for slot in slots]
+        settings = [slot.request.sampling for slot in slots]
+        drawn = draw(picked, settings, uniform(seeds, counters), first, [slot.seen for slot in slots])
+        logprobs = token_logprobs(picked, drawn).tolist() if any(s.request.logprobs for s in slots) else []
+        finished = []
+        for n, (index, token) in enumerate(zip(drawing, drawn.tolist(), strict=True)):
+            slot = slots[n]
+            reason = self._take(slot, token, logprobs[n] if logprobs else 0.0)
+            if reason:
+                finished.append(self._complete(slot, reason))
+                self.slots[index] = None
+        return finished
+
+    # -- finish -----------------------------------------------------------------------------------------------------
+
+    def _take(self, slot: Slot, token: int, logprob: float) -> str | None:
+        """Adds a drawn token to its row; the finish reason if the row ends with it."""
+        request = slot.request
+        slot.written.append(token)
+        slot.pending.append(token)
+        if request.logprobs:
+            slot.logprobs.append(logprob)
+        if slot.seen is not None:
+            slot.seen = torch.unique(torch.cat([slot.seen, slot.seen.new_tensor([token])]))
+        if token in request.stop_ids:
+            return "stop"
+        if request.stop_strings:
+            slot.tail += self.tokenizer.token_bytes(token)
+            if any(stop.encode() in slot.tail for stop in request.stop_strings):
+                return "stop"
+            slot.tail = slot.tail[-max(len(stop.encode()) for stop in request.stop_strings) :]
+        return "length" if len(slot.written) >= request.max_tokens else None
+
+    def _complete(self, slot: Slot, reason: str) -> Completion:
+        request, ids = slot.request, slot.written
+        ended_by_id = reason == "stop" and ids[-1] in request.stop_ids
+        text = self.tokenizer.decode(ids[:-1] if ended_by_id else ids)
+        cuts = [at for stop in request.stop_strings if (at := text.find(stop)) >= 0]
+        return Completion(
+            request=request,
+            text=text[: min(cuts)] if cuts else text,
+            token_ids=tuple(ids),
+            finish_reason=reason,
+            prompt_tokens=slot.prompt_tokens,
+            logprobs=tuple(slot.logprobs) if request.logprobs else None,
+        )
+
+
+def _signed(seed: int) -> int:
+    """A seed of up to 64 bits as a signed number, for an int64 tensor."""
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >= 1 << 63 else seed

@@ -1,0 +1,91 @@
+"""Whether a row gets the same bits whatever shares its batch: measured on this machine, with this model, at start-up.
+
+Kernels may choose their order of summation by the shape they are given. A generator may use another batch size, a
+longer masked cache or a prefill tile only where that leaves each row's result bit for bit as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ojak.model.cache import LENGTH_STEP, PREFILL_TOKENS, DecodeAttend, Piece, PrefillAttend, SlotCache
+from ojak.model.decoder import Attend, Decoder, rope_cos_sin
+
+FILLED = 20  # cache entries that the probe's rows look back on
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """`sizes`: the smaller batch sizes that change nothing. `tiled`: neither do prefill tiles and longer caches."""
+
+    sizes: set[int]
+    tiled: bool
+
+
+@torch.inference_mode()
+def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -> Invariance:
+    """Runs the first layer of each kind and the output layer on random rows, in each shape, and compares the bits."""
+    slots = cache.shape.slots
+    smaller = [size for size in sizes if size < slots]
+    same, tiled = set(smaller), True
+    for layer in {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values():
+        probe = _Probe(decoder, cache, layer)
+        full = probe.decode(slots, FILLED + 1)
+        same = {size for size in same if torch.equal(full[:size], probe.decode(size, FILLED + 1))}
+        tiled &= torch.equal(full, probe.decode(slots, cache.shape.capacity)) and probe.prefill_agrees()
+    return Invariance(same if tiled else set(), tiled)
+
+
+class _Probe:
+    def __init__(self, decoder: Decoder, cache: SlotCache, layer: int) -> None:
+        self.decoder, self.cache, self.layer = decoder, cache, layer
+        random = torch.Generator().manual_seed(0)
+        like = decoder.model.embed_tokens.weight
+        rows = max(cache.shape.slots, PREFILL_TOKENS)
+        self.x_ND = torch.randn(rows, like.shape[1], generator=random).to(like)
+        self.filled = min(FILLED, cache.shape.capacity - 1)
+        cache.fit(self.filled + 1)
+        for kept in (cache.k[layer], cache.v[layer]):
+            size = kept[:, :, : self.filled].shape
+            kept[:, :, : self.filled] = torch.randn(size, generator=random).to(like)
+
+    def _run(self, x_ND: Tensor, positions: Sequence[int], attend: Attend) -> Tensor:
+        config = self.decoder.config
+        positions_BT = torch.tensor([positions], device=x_ND.device)
+        cos_sin = rope_cos_sin(config, config.rope_base(self.layer), positions_BT)
+        x_BTD = self.decoder.model.layers[self.layer](x_ND[None], cos_sin, attend)
+        return x_BTD[0]
+
+    def decode(self, rows: int, attended: int) -> Tensor:
+        self.cache.fit(attended)
+        own = torch.full((rows,), self.filled, device=self.x_ND.device)
+        attend = DecodeAttend(self.cache, own, torch.zeros(rows, 2, dtype=torch.int64, device=own.device))
+        x_ND = self._run(self.x_ND[:rows], [self.filled] * rows, attend)
+        return torch.cat([x_ND, self.decoder.logits(self.decoder.model.norm(x_ND))], -1)
+
+    def prefill_agrees(self) -> bool:
+        """A piece of a prompt: in a tile of its own, behind another row's tokens, and cut in two."""
+        count = min(10, self.cache.shape.capacity - 1)
+        if self.cache.shape.slots < 2 or count < 2:
+            return True
+        alone = self._piece_outputs([(0, 0, count)])[0]
+        other = min(LENGTH_STEP * 3, self.cache.shape.capacity - 1, PREFILL_TOKENS - count)
+        beside = self._piece_outputs([(1, 0, other), (0, 0, count)])[1]
+        first = self._piece_outputs([(0, 0, count // 2)])[0]
+        second = self._piece_outputs([(0, count // 2, count)])[0]
+        return torch.equal(alone, beside) and torch.equal(alone, torch.cat([first, second]))
+
+    def _piece_outputs(self, runs: list[tuple[int, int, int]]) -> list[Tensor]:
+        """Feeds tokens begin..end of each (slot, begin, end), whose values depend on begin..end and the slot alone."""
+        self.cache.fit(max(end for _, _, end in runs))
+        pieces = [Piece((0,) * (end - begin), slot, begin, (0, 0)) for slot, begin, end in runs]
+        values = [self.x_ND[begin + 7 * slot : end + 7 * slot] for slot, begin, end in runs]
+        used = sum(len(value) for value in values)
+        x_ND = torch.cat([*values, self.x_ND.new_zeros(PREFILL_TOKENS - used, self.x_ND.shape[1])])
+        positions = [p for _, begin, end in runs for p in range(begin, end)] + [0] * (PREFILL_TOKENS - used)
+        out = self._run(x_ND, positions, PrefillAttend(self.cache, pieces))
+        return list(out[:used].split([len(value) for value in values]))

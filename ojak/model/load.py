@@ -1,0 +1,151 @@
+"""From a name or a path to a model that runs: files found, weights checked and put into the decoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ojak.errors import InputRefused, ResourceExhausted, UsageError
+from ojak.model import checkpoint, gguf, hub
+from ojak.model.config import config_from_hf, config_to_hf
+from ojak.model.decoder import Decoder, DecoderConfig
+from ojak.model.memory import available_bytes
+from ojak.model.source import Source
+from ojak.model.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Notify = Callable[[str], None]
+
+
+@dataclass
+class Model:
+    """A decoder with all that belongs to it.
+
+    `decoder(ids_BT) -> logits_BTV`. `stop_ids` end a turn or a text. `quantization` is the type the weights were stored
+    in ("Q4_1"), None for plain floats; they are widened to `dtype` on loading.
+    """
+
+    name: str
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    decoder: Decoder
+    chat_template: str | None
+    stop_ids: tuple[int, ...]
+    sha256: str
+    quantization: str | None
+    license: str | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.model.embed_tokens.weight.device
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes a Hugging Face folder that transformers and vLLM load. Raises TargetExists if it is there."""
+        tied = self.config.tie_word_embeddings
+        tensors = ((n, t) for n, t in self.decoder.state_dict().items() if not (tied and n == "lm_head.weight"))
+        stops = {"eos_token_id": list(self.stop_ids), "bos_token_id": self.tokenizer.bos_id}
+        return checkpoint.save(
+            Path(folder), config_to_hf(self.config), tensors, self.tokenizer, self.chat_template, stops
+        )
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, float32 otherwise."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    accept_license: Collection[str] = (),
+    notify: Notify | None = None,
+) -> Model:
+    """Loads a model by name (`ojak models list`), from a GGUF file or from a Hugging Face folder.
+
+    dtype: bfloat16 where the hardware has it, else float32. device: CUDA if there is one, else the CPU.
+    Raises UsageError for an unknown name, InputRefused for files that cannot be used, ResourceExhausted if the weights
+    do not fit the free memory. Nothing in a model's files is ever executed.
+    """
+    source = read_source(name_or_path, accept_license=accept_license, notify=notify)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}")
+    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype or default_dtype(where)
+    config = config_from_hf(source.config)
+    name = str(name_or_path) if str(name_or_path) in hub.KNOWN else source.name
+    return Model(
+        name=name,
+        config=config,
+        tokenizer=source.tokenizer,
+        decoder=build(config, source, kind, where),
+        chat_template=source.chat_template,
+        stop_ids=source.stop_ids,
+        sha256=source.sha256,
+        quantization=source.quantization,
+        license=source.license,
+    )
+
+
+def read_source(
+    name_or_path: str | os.PathLike[str], *, accept_license: Collection[str] = (), notify: Notify | None = None
+) -> Source:
+    """A model's files, checked and described, its weights not yet read."""
+    path = hub.find(name_or_path, accept_license=accept_license, notify=notify)
+    return checkpoint.read(path) if path.is_dir() else gguf.read(path)
+
+
+def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """A decoder with the source's weights, every one of them checked for its name, shape and finite values."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    decoder.eval().requires_grad_(False)
+    _check_room(decoder, dtype, device)
+    missing = dict(decoder.named_parameters())
+    for name, tensor in source.tensors():
+        if config.tie_word_embeddings and name == "lm_head.weight":
+            continue
+        parameter = missing.pop(name, None)
+        if parameter is None or parameter.shape != tensor.shape:
+            expected = "no such weight" if parameter is None else f"shape {tuple(parameter.shape)}"
+            raise InputRefused(
+                f"the weight {name[:200]!r} does not fit the model",
+                why=f"its shape is {tuple(tensor.shape)}; the configuration asks for {expected}",
+            )
+        if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+            raise InputRefused(f"the weight {name[:200]!r} holds infinities or NaNs", fix="use another copy of the model")
+        _assign(decoder, name, tensor.to(device=device, dtype=dtype))
+    if missing:
+        raise InputRefused(f"{len(missing)} weights are missing", why=f"the first is {next(iter(missing))}")
+    if config.tie_word_embeddings:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    return decoder
+
+
+def _assign(decoder: Decoder, name: str, tensor: torch.Tensor) -> None:
+    module_name, _, parameter_name = name.rpartition(".")
+    parameter = torch.nn.Parameter(tensor, requires_grad=False)
+    setattr(decoder.get_submodule(module_name), parameter_name, parameter)
+
+
+def _check_room(decoder: Decoder, dtype: torch.dtype, device: torch.device) -> None:
+    needed = sum(parameter.numel() for parameter in decoder.parameters()) * dtype.itemsize
+    free = available_bytes(device)
+    if needed > free:
+        raise ResourceExhausted(
+            "this model does not fit the memory",
+            why=f"its weights take {needed / 2**30:.1f} GiB as {dtype}, {free / 2**30:.1f} GiB are free on {device}",
+            fix="use a smaller model, or a machine with more memory",
+        )

@@ -1,0 +1,60 @@
+"""How much memory is free, and keeping what was freed: CPU and CUDA."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+# glibc's mallopt parameters (malloc.h)
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can be taken now: free video memory, or free RAM within this process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_meminfo(), _cgroup())
+
+
+def _meminfo() -> int:
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _cgroup() -> int:
+    """What the control group (version 2) still allows; no limit where there is none."""
+    root = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        limit = int((root / "memory.max").read_text("ascii"))  # ValueError for "max"
+        return max(0, limit - int((root / "memory.current").read_text("ascii")))
+    return sys.maxsize
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory for the next tensor instead of handing it back to the kernel.
+
+    By default each large temporary is mapped and faulted in anew, which costs a tenth to a half of the time on CPU.
+    Does nothing where the C library is another one, or where the user set glibc's own variables.
+    """
+    if sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def peak_rss_bytes() -> int:
+    """The most RAM this process has held."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

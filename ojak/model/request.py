@@ -1,0 +1,91 @@
+"""What is asked of a generator and what comes back: plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ojak.errors import UsageError
+
+Prompt = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn. `temperature` 0 is greedy; `top_p` 1, `top_k` 0 and `min_p` 0 cut nothing off.
+
+    `repetition_penalty` divides positive and multiplies negative logits of tokens seen (CTRL, arXiv 1909.05858).
+    `banned_first` and `first_temperature` hold for the first token alone: Magpie's two logit rules.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    first_temperature: float | None = None
+    banned_first: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        fine = {
+            "temperature": 0 <= self.temperature < 100,
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": 0 < self.repetition_penalty < 100,
+            "first_temperature": self.first_temperature is None or 0 <= self.first_temperature < 100,
+        }
+        for name, ok in fine.items():
+            if not ok:
+                raise UsageError(f"{name} = {getattr(self, name)} makes no sense", fix=f"see the range of {name}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that differ from plain sampling, with temperature and top_p always there."""
+        values = {"temperature": self.temperature, "top_p": self.top_p}
+        defaults = Sampling()
+        for name in ("top_k", "min_p", "repetition_penalty", "first_temperature", "banned_first"):
+            if getattr(self, name) != getattr(defaults, name):
+                values[name] = getattr(self, name)
+        return values
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One text to continue. `prompt` is raw text (no template is added) or token ids.
+
+    `shared_prefix` is a text that many requests begin with; an engine may compute it once. `tag` is the caller's own
+    and comes back untouched. The completion depends on prompt, sampling, seed and stops alone.
+    """
+
+    prompt: Prompt
+    max_tokens: int
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    shared_prefix: Prompt | None = None
+    logprobs: bool = False
+    tag: Any = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a request got. `token_ids` includes the stop token, `text` does not.
+
+    `finish_reason` is "stop" (a stop id or string) or "length" (`max_tokens` reached). `logprobs` holds, for each
+    token, its natural log-probability under the model before any temperature or cut.
+    """
+
+    request: Request
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int = 0
+    logprobs: tuple[float, ...] | None = field(default=None)

@@ -1,0 +1,256 @@
+"""The one table of stages: what a recipe can be made of. The command line, recipes and the docs read it.
+
+A stage is a function from a folder of records to a folder of records. It gets a `Job` and leaves its result, with the
+manifest (or the page) written last, in `job.out`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ojak.errors import InputRefused
+
+if TYPE_CHECKING:
+    from ojak.artifact import Artifact
+
+PACKAGE = Path(__file__).parent
+SOURCES = ("*.py", "*.jinja", "*.css")
+
+
+class Progress(Protocol):
+    """Whoever wants to know how far a stage is; `ojak.synthesize.magpie.Progress` is what a state holds."""
+
+    def update(self, state: Any) -> None: ...
+
+
+def silent(_line: str) -> None:
+    """The listener for those who do not listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One stage of one run. `inputs`: the result folders of the stages that it reads, by name.
+
+    `notify` is told in a line what a person may want to know, `progress` how far the work is.
+    """
+
+    settings: BaseModel
+    out: Path
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    accept_license: tuple[str, ...] = ()
+    notify: Callable[[str], None] = silent
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stage says of its result: facts for `--json`, and the budget that stopped it early, if one did."""
+
+    facts: dict[str, Any]
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A row of the table.
+
+    needs, uses: the stages whose results it must have, and those it takes where the recipe has them.
+    result: the file whose presence says that the stage has finished. settings: gives the model of its settings;
+    `own` of its fields are set by the run, never by a recipe, and `inherits` field -> (stage, field) is its default.
+    code: the files and folders of this package that shape its result. resumes: it goes on with what a folder holds.
+    stable: run again with the same settings, it leaves a sound result as it is. limits: those of its fields that only
+    say when to stop early.
+    """
+
+    name: str
+    what: str
+    settings: Callable[[], type[BaseModel]]
+    run: Callable[[Job], Outcome]
+    code: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    writes: str = "records"
+    result: str = "manifest.json"
+    own: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    inherits: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    resumes: bool = False
+    stable: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every stage whose result it can take."""
+        return self.needs + self.uses
+
+    def fields(self) -> list[str]:
+        """The names that a recipe may set."""
+        return [name for name in self.settings().model_fields if name not in self.own]
+
+
+class PullSettings(BaseModel):
+    """`model`: a known name, a name on the hub, or a path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1)
+
+
+class ReportSettings(BaseModel):
+    """The page has no settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _magpie_settings() -> type[BaseModel]:
+    from ojak.synthesize.config import MagpieConfig
+
+    return MagpieConfig
+
+
+def _split_settings() -> type[BaseModel]:
+    from ojak.curate.split import SplitConfig
+
+    return SplitConfig
+
+
+def pull(job: Job) -> Outcome:
+    """Fetch a model into the cache; the result is an artifact without rows that says which model it is."""
+    from ojak.artifact import publish
+    from ojak.model import hub
+    from ojak.model.files import cached_sha256
+
+    assert isinstance(job.settings, PullSettings)
+    name = job.settings.model
+    path = hub.find(name, accept_license=job.accept_license, notify=job.notify)
+    digest = cached_sha256(path) if path.is_file() else _folder_sha256(path)
+    facts: dict[str, Any] = {"name": path.name if os.path.exists(name) else name, "sha256": digest}
+    facts |= _license(name)
+    config = {"model": facts["name"]}
+    there = _there(job.out)
+    if there is None or (there.manifest["config"], there.stats) != (config, {"model": facts}):
+        publish(job.out, kind="pull", records=[], config=config, stats={"model": facts})
+    return Outcome(facts)
+
+
+def _license(name: str) -> dict[str, str]:
+    from ojak.model.known import KNOWN
+
+    known = KNOWN.get(name)
+    return {"license": known.license, "license_url": known.license_url} if known else {}
+
+
+def _folder_sha256(folder: Path) -> str:
+    """One hash over the names and the hashes of the files directly in a model's folder."""
+    from ojak.model.files import cached_sha256
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            digest.update(f"{path.name}\0{cached_sha256(path)}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _there(out: Path) -> Artifact | None:
+    from ojak.artifact import Artifact
+
+    try:
+        return Artifact.open(out)
+    except InputRefused:
+        return None
+
+
+def magpie(job: Job) -> Outcome:
+    """Instructions and responses sampled from an aligned model."""
+    from ojak.synthesize.config import MagpieConfig
+    from ojak.synthesize.run import summary, synthesize_magpie
+
+    values = job.settings.model_dump()
+    config = MagpieConfig.model_validate({**values, "out": job.out, "accept_license": job.accept_license})
+    artifact = synthesize_magpie(config, progress=job.progress)
+    return Outcome(summary(artifact), artifact.stats.get("stopped"))
+
+
+def split(job: Job) -> Outcome:
+    """The rows of the stage before, as a train and a test split."""
+    from ojak.curate.split import SplitConfig
+    from ojak.curate.split import split as split_artifact
+
+    assert isinstance(job.settings, SplitConfig)
+    return Outcome(dict(split_artifact(job.inputs["magpie"], job.out, job.settings).splits))
+
+
+def report(job: Job) -> Outcome:
+    """A page about the stages before."""
+    from ojak.report import write_report
+
+    return Outcome({"page": str(write_report(list(job.inputs.values()), job.out))})
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="pull",
+        what="fetch a model and check its hash",
+        writes="the model's name, hash and licence",
+        settings=lambda: PullSettings,
+        run=pull,
+        code=("model/known.py",),
+        stable=True,
+    ),
+    Stage(
+        name="magpie",
+        what="sample instructions and responses from an aligned model",
+        uses=("pull",),
+        writes="conversations, and rejected rows with reasons",
+        settings=_magpie_settings,
+        run=magpie,
+        code=("synthesize", "engines", "model", "rules", "similarity.py", "chat.py"),
+        own=("out", "resume", "accept_license"),
+        limits=("limit_tokens", "limit_minutes"),
+        inherits={"model": ("pull", "model")},
+        resumes=True,
+        stable=True,
+    ),
+    Stage(
+        name="split",
+        what="divide the rows into train and test",
+        needs=("magpie",),
+        writes="conversations in the splits train and test",
+        settings=_split_settings,
+        run=split,
+        code=("curate/split.py",),
+    ),
+    Stage(
+        name="report",
+        what="write one HTML page about the run",
+        needs=("magpie",),
+        uses=("pull", "split"),
+        writes="index.html",
+        settings=lambda: ReportSettings,
+        run=report,
+        code=("report",),
+        result="index.html",
+    ),
+)
+BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}
+
+
+@functools.cache
+def code_sha256(code: tuple[str, ...]) -> str:
+    """A hash over the source of a stage (its `code`): when it changes, the result of the stage may, too."""
+    digest = hashlib.sha256()
+    for path in sorted({path for name in code for path in _sources(PACKAGE / name)}):
+        name = path.relative_to(PACKAGE).as_posix()
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
+def _sources(path: Path) -> list[Path]:
+    return [found for pattern in SOURCES for found in path.rglob(pattern)] if path.is_dir() else [path]

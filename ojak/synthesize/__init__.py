@@ -1,0 +1,1 @@
+"""Synthesis: an aligned model in, conversations out."""

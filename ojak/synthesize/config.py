@@ -1,0 +1,81 @@
+"""The settings of a Magpie run: what shapes its rows, and what only says how far to go."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ojak.model.request import Sampling
+from ojak.synthesize.grids import Grid, parse_grid
+from ojak.synthesize.systems import system_text
+
+# What does not change a row that is there: a run may be continued with other values of these.
+NOT_SHAPING = {"out", "rows", "limit_tokens", "limit_minutes", "resume", "accept_license"}
+GROWING = {"max_instruction_tokens", "max_response_tokens"}  # rows cut by a smaller cap are asked again
+
+
+class MagpieConfig(BaseModel):
+    """Settings of `synthesize_magpie`; `rows` counts sampled instructions, of which rules drop some.
+
+    `system` is a domain ("@math", "@code", "@translation") or a text; `language` a code such as "de". `grid` is a preset
+    ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules on an
+    instruction's first token. Caps are in tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    out: Path
+    rows: int = Field(ge=1, le=100_000_000)
+    seed: int = 0
+    system: str | None = None
+    language: str | None = None
+    grid: str = "default"
+    max_instruction_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    max_response_tokens: int = Field(default=512, ge=1, le=1_000_000)
+    response_temperature: float = 0.0
+    response_top_p: float = 1.0
+    response_repetition_penalty: float = 1.0
+    first_temperature: float | None = None
+    ban_first: tuple[str, ...] = ()
+    limit_tokens: int | None = Field(default=None, ge=1)
+    limit_minutes: float | None = Field(default=None, gt=0)
+    resume: Literal["if_possible", "always", "never"] = "if_possible"
+    accept_license: tuple[str, ...] = ()
+
+    @field_validator("grid")
+    @classmethod
+    def _grid_reads(cls, grid: str) -> str:
+        parse_grid(grid)
+        return grid
+
+    @property
+    def cells(self) -> Grid:
+        """The grid's (temperature, top-p) pairs; row n takes pair n modulo their number."""
+        return parse_grid(self.grid)
+
+    @property
+    def system_text(self) -> str | None:
+        """The system turn of domain and language, None for the model's own."""
+        return system_text(self.system, self.language)
+
+    @property
+    def response_sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.response_temperature,
+            top_p=self.response_top_p,
+            repetition_penalty=self.response_repetition_penalty,
+        )
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that shape a row's text, as JSON values."""
+        return self.model_dump(mode="json", exclude=NOT_SHAPING | GROWING)
+
+    def run_key(self, identity: dict[str, Any]) -> str:
+        """Names the run by what shapes its rows; a row's id is made of this and its number."""
+        shaping = self.shaping() | {"model": identity}
+        return hashlib.sha256(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -1,0 +1,201 @@
+"""A Magpie run in its folder: resumed or refused, stopped cleanly, published as an artifact.
+
+The folder holds `ledger.sqlite` (every finished request), and once something is done the artifact itself: `data/`,
+`rejected/`, `README.md`, `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ojak.artifact import Artifact, TargetLock, publish
+from ojak.engines.base import Engine
+from ojak.errors import ResumeRefused, Stopped, TargetExists
+from ojak.ledger import Ledger
+from ojak.synthesize.config import GROWING, MagpieConfig
+from ojak.synthesize.magpie import Listener, MagpieRun
+
+LEDGER = "ledger.sqlite"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def synthesize_magpie(
+    config: MagpieConfig, *, engine: Engine | None = None, progress: Listener | None = None
+) -> Artifact:
+    """Makes an instruction data set from an aligned model, or continues one, in the folder `config.out`.
+
+    Without `engine`, `config.model` is loaded into the embedded one ("scripted" names the engine without a model). A run
+    stopped by a budget publishes what it has (`stats["stopped"]` says which). One stopped by Ctrl-C or SIGTERM does so,
+    too, and raises Stopped.
+
+    Raises ResumeRefused if the folder holds a run with other settings, TargetExists if nothing may be resumed there,
+    Locked if another process works in it, InputRefused for a model that cannot do this, ResourceExhausted.
+    """
+    out = Path(config.out)
+    with TargetLock(out):
+        _check_resume(config, out)
+        if finished := _finished(config, out):
+            return finished
+        begin = time.perf_counter()
+        engine = engine or load_engine(config)
+        with Ledger(out / LEDGER) as ledger:
+            _check_settings(config, engine, ledger)
+            run = MagpieRun(config, engine, ledger, progress)
+            with _signals() as received:
+                try:
+                    run.run()
+                except KeyboardInterrupt:
+                    run.stopped = "signal"
+                run.settle()
+            artifact = _publish(run, out, loading_s=run.started - begin)
+    if received:
+        raise Stopped(received[0], f"stopped; {artifact.counts['rows']} rows are kept in {out}", fix="run it again to go on")
+    return artifact
+
+
+def load_engine(config: MagpieConfig) -> Engine:
+    """The engine for `config.model`: the scripted one by its name, otherwise the model in the embedded one."""
+    if config.model == "scripted":
+        from ojak.engines.scripted import ScriptedEngine
+
+        return ScriptedEngine()
+    from ojak.engines.native import NativeEngine
+    from ojak.model.load import load_model
+
+    return NativeEngine(load_model(config.model, accept_license=config.accept_license))
+
+
+def _check_resume(config: MagpieConfig, out: Path) -> None:
+    has_run = (out / LEDGER).exists()
+    if has_run and config.resume == "never":
+        raise TargetExists(
+            f"{out} holds a run already", why="--resume never", fix="choose another folder, or allow it to be resumed"
+        )
+    if not has_run and config.resume == "always":
+        raise ResumeRefused(f"{out} holds no run to resume", why="--resume always", fix="check the folder's name")
+    if not has_run and (out / "manifest.json").exists():
+        raise TargetExists(f"{out} holds another artifact", fix="choose another folder")
+
+
+def _finished(config: MagpieConfig, out: Path) -> Artifact | None:
+    """The artifact, if it is there, whole, and what this very configuration makes."""
+    if not (out / "manifest.json").exists():
+        return None
+    artifact = Artifact.open(out)
+    same = artifact.manifest["config"] == _recorded(config) and not artifact.stats.get("stopped")
+    return artifact.verify() if same else None
+
+
+def _recorded(config: MagpieConfig) -> dict[str, Any]:
+    """The configuration as the manifest keeps it: without where it lies and how far one run went."""
+    kept = config.model_dump(mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"})
+    return kept | {"system_text": config.system_text, "cells": [list(cell) for cell in config.cells]}
+
+
+def _check_settings(config: MagpieConfig, engine: Engine, ledger: Ledger) -> None:
+    """Compares with the settings that the folder was begun with; records them if it is new."""
+    now = {**config.shaping(), **{f"engine.{k}": v for k, v in engine.identity.items()}}
+    caps = {name: getattr(config, name) for name in sorted(GROWING)} | {"rows": config.rows}
+    before, caps_before = ledger.get_meta("settings"), ledger.get_meta("caps") or {}
+    if before is not None:
+        changed = [f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)]
+        changed += [f"{k}: {caps_before[k]} -> {caps[k]} (may only grow)" for k in caps_before if caps[k] < caps_before[k]]
+        if changed:
+            raise ResumeRefused(
+                f"{config.out} was begun with other settings",
+                why="; ".join(changed),
+                fix="use the settings of before, or another folder",
+            )
+    ledger.set_meta("settings", now)
+    ledger.set_meta("caps", caps)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Turns the first Ctrl-C or SIGTERM into KeyboardInterrupt, and notes which it was; a second one acts as usual."""
+    received: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+        raise KeyboardInterrupt
+
+    previous: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {which: signal.signal(which, stop) for which in SIGNALS}
+    try:
+        yield received
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+
+
+def _publish(run: MagpieRun, out: Path, loading_s: float) -> Artifact:
+    seconds = run.ledger.totals().seconds
+    sides = {kind: sum(e.token_count for e in run.ledger.entries(kind)) for kind in ("instruction", "response")}
+    tokens = sum(sides.values())
+    stats = {
+        "completion_tokens": tokens,
+        "instruction_tokens": sides["instruction"],
+        "response_tokens": sides["response"],
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
+        "loading_seconds": round(loading_s, 3),
+        "ledger_seconds": round(run.ledger_seconds, 4),
+        "stopped": run.stopped,
+        "pending": sum(not row.finished for row in run.rows),
+        "grid": [list(cell) for cell in run.config.cells],
+        "engine": {**run.engine.identity, **run.engine.stats()},
+        "pre_query": run.prefix.pre_query,
+        "post_query": run.prefix.post_query,
+        "hardware": hardware(),
+        **run.engine.provenance(),
+    }
+    return publish(
+        out,
+        kind="magpie",
+        records=run.accepted(),
+        rejected=run.rejected(),
+        config=_recorded(run.config),
+        stats=stats,
+        replace=True,
+    )
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, in words."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def summary(artifact: Artifact) -> dict[str, Any]:
+    """What `--json` prints; totals over all runs of a resumed folder."""
+    stats, counts = artifact.stats, artifact.counts
+    names = ("completion_tokens", "instruction_tokens", "response_tokens", "seconds", "tokens_per_s", "pending", "stopped")
+    engine = stats.get("engine", {})
+    return {
+        "rows": counts["rows"],
+        "accepted": counts["accepted"],
+        "rejected": counts["rejected"],
+        "failed": counts["failed"],
+        **{name: stats.get(name) for name in names},
+        "ledger_seconds": stats.get("ledger_seconds"),
+        "planned_bytes": engine.get("planned_bytes"),
+        "peak_rss_bytes": engine.get("peak_rss_bytes"),
+        "out": str(artifact.path),
+    }

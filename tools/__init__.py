@@ -1,0 +1,1 @@
+"""What `make` runs on the project itself; not part of the installed package."""
