@@ -1,6 +1,8 @@
-"""ojak: from a model that follows instructions, or from raw text, to a small model of your own that follows them.
+"""ojak: from a model that follows instructions, or from raw text, to a small model of your own that follows
+them.
 
-The public names are loaded when they are first used: `import ojak` alone is quick and loads neither torch nor pyarrow.
+The public names are loaded when they are first used: `import ojak` alone is quick and loads neither torch nor
+pyarrow.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ MAX_RECORD_BYTES = 4 * 2**20
 class Step:
     """A stage and where it stands: no `reasons` means that it is up to date.
 
-    `has_result`: there is a result that running it would replace. `record` is what `stage.json` says of the last run.
+    `has_result`: there is a result that running it would replace. `record` is what `stage.json` says of the
+    last run.
     """
 
     chosen: Chosen
@@ -40,6 +41,20 @@ class Step:
         stage = self.chosen.stage
         keeps = stage.resumes or (stage.stable and _same_settings(self))
         return bool(self.reasons) and self.has_result and not keeps
+
+    def line(self) -> str:
+        """Where the stage stands, in a line."""
+        blocked = " (needs --overwrite)" if self.is_blocked else ""
+        return f"{self.chosen.stage.name}: {'; '.join(self.reasons) or 'up to date'}{blocked}"
+
+    def to_dict(self) -> dict[str, Any]:
+        state = "runs" if self.reasons else "up to date"
+        return {
+            "name": self.chosen.stage.name,
+            "state": state,
+            "why": list(self.reasons),
+            "needs_overwrite": self.is_blocked,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +103,8 @@ def run(
 ) -> list[Done]:
     """Bring every stage of the recipe up to date, in order; one that is, is left alone.
 
-    A result that must be made anew is moved aside on `overwrite`. Raises TargetExists, before any work, if it may not
-    be; Locked if another process works in the folder; and what the stages raise.
+    A result that must be made anew is moved aside on `overwrite`. Raises TargetExists, before any work, if it
+    may not be; Locked if another process works in the folder; and what the stages raise.
     """
     with TargetLock(recipe.out):
         _refuse_blocked(plan(recipe), overwrite)
@@ -104,7 +119,9 @@ def run(
                 outcome = _run_stage(recipe, step, job, overwrite)
             else:
                 outcome = Outcome(dict(step.record.get("facts") or {}), step.record.get("stopped"))
-                stopped = f" (it stopped at {outcome.stopped}; raise that to go on)" if outcome.stopped else ""
+                stopped = (
+                    f" (it stopped at {outcome.stopped}; raise that to go on)" if outcome.stopped else ""
+                )
                 notify(f"{chosen.stage.name}: up to date{stopped}")
             done.append(Done(chosen.stage.name, chosen.folder, step.reasons, outcome.facts, outcome.stopped))
         return done
@@ -133,7 +150,9 @@ def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_resu
     now = _made_with(recipe, chosen)
     reasons = [f"{name} changed: {change}" for name, change in _changed_settings(chosen, record)]
     before = _dict(record.get("inputs"))
-    reasons += [f"{name} has a new result" for name in now["inputs"] if before.get(name) != now["inputs"][name]]
+    reasons += [
+        f"{name} has a new result" for name in now["inputs"] if before.get(name) != now["inputs"][name]
+    ]
     reasons += [f"{name} is no longer read" for name in before if name not in now["inputs"]]
     if record.get("ojak_version") != now["ojak_version"]:
         reasons.append(f"ojak changed: {record.get('ojak_version')} -> {now['ojak_version']}")

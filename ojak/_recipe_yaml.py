@@ -1,8 +1,9 @@
-"""Reads the YAML of a recipe, which may come from anybody: plain values only, within limits, and where each one stood.
+"""Reads the YAML of a recipe, which may come from anybody: plain values only, within limits, and where each
+one stood.
 
-YAML is a language with surprises. Here numbers, `true`, `false` and `null` are those of YAML 1.2, so that `no` is a
-text (a language code) and `1:30` is not a number of seconds. A key that stands twice, a tag (`!!python/...`), a merge
-key and a document that grows by its aliases are refused.
+YAML is a language with surprises. Here numbers, `true`, `false` and `null` are those of YAML 1.2, so that
+`no` is a text (a language code) and `1:30` is not a number of seconds. A key that stands twice, a tag
+(`!!python/...`), a merge key and a document that grows by its aliases are refused.
 """
 
 from __future__ import annotations
@@ -20,23 +21,22 @@ from ojak.errors import UsageError
 MAX_BYTES = 2**20
 MAX_DEPTH = 16
 MAX_NODES = 10_000  # with every alias written out
-BASE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml the slower one reads the same
 TAG = "tag:yaml.org,2002:"
 
 Place = tuple[str | int, ...]
 
 
-class Loader(BASE):
+class Loader(yaml.CSafeLoader):
     """A safe loader that knows only the plain values of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
+Loader.yaml_implicit_resolvers = {}  # none of the rules of YAML 1.1
 
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", list("-+.0123456789")),
 ):
     Loader.add_implicit_resolver(TAG + _tag, re.compile(rf"(?:{_pattern})\Z"), _first)
 
@@ -84,9 +84,7 @@ def parse(text: str, name: str) -> Parsed:
             node = loader.get_single_node()
             if node is None:
                 raise UsageError(f"{name} is empty")
-            marks = {(): _at(node)}
-            for place, mark in _walk(node, name):
-                marks[place] = mark
+            marks: dict[Place, tuple[int, int]] = {(): _at(node), **dict(_walk(node, name))}
             return Parsed(name, loader.construct_document(node), marks)
         finally:
             loader.dispose()
@@ -99,7 +97,7 @@ def parse(text: str, name: str) -> Parsed:
 def _check_events(text: str, name: str) -> None:
     """Refuse by the stream of events, which needs no memory and no recursion, what must not be built at all."""
     depth = nodes = 0
-    for event in yaml.parse(text, Loader=BASE):
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         nodes += isinstance(event, yaml.NodeEvent)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
@@ -121,8 +119,8 @@ def _walk(root: yaml.Node, name: str) -> Iterator[tuple[Place, tuple[int, int]]]
         if seen > MAX_NODES or len(place) > MAX_DEPTH:
             _refuse(name, node, "grows too big by its aliases")
         children = list(_children(node, name))
-        yield from ((place + (key,), mark) for key, mark, _ in children)
-        waiting += [(place + (key,), child) for key, _, child in children]
+        yield from (((*place, key), mark) for key, mark, _ in children)
+        waiting += [((*place, key), child) for key, _, child in children]
 
 
 def _children(node: yaml.Node, name: str) -> Iterator[tuple[str | int, tuple[int, int], yaml.Node]]:

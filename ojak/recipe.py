@@ -7,8 +7,8 @@
       magpie: {rows: 192}
       split: {test: 0.1}
 
-Each stage has a folder in the run's folder. Beside its result lies `stage.json`, which says what the result was made
-with; from that it follows whether the stage is up to date, and if not, why.
+Each stage has a folder in the run's folder. Beside its result lies `stage.json`, which says what the result
+was made with; from that it follows whether the stage is up to date, and if not, why.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Recipe:
 def load(path: Path | str, *, out: Path | str | None = None, sets: Sequence[str] = ()) -> Recipe:
     """The recipe in the file `path`, with the overrides `sets` ("stage.setting=value") put in.
 
-    `out` is the run's folder, `runs/<name>` without it. Raises UsageError that lists everything wrong with it, each
-    with its place in the file and the values that are allowed.
+    `out` is the run's folder, `runs/<name>` without it. Raises UsageError that lists everything wrong with
+    it, each with its place in the file and the values that are allowed.
     """
     parsed = _recipe_yaml.read(Path(path))
     if not isinstance(parsed.value, dict):
@@ -81,7 +81,9 @@ def load(path: Path | str, *, out: Path | str | None = None, sets: Sequence[str]
         head = Head.model_validate(parsed.value)
     except ValidationError as error:
         fields = list(Head.model_fields)
-        raise _wrong(path, [_line(parsed, overridden, (), item, fields) for item in error.errors()]) from error
+        raise _wrong(
+            path, [_line(parsed, overridden, (), item, fields) for item in error.errors()]
+        ) from error
     folder = Path(out) if out is not None else RUNS / head.name
     problems = list(_order_problems(parsed, list(head.stages)))
     chosen: list[Chosen] = []
@@ -89,7 +91,9 @@ def load(path: Path | str, *, out: Path | str | None = None, sets: Sequence[str]
         if name not in BY_NAME:
             continue
         stage = BY_NAME[name]
-        settings, found = _settings(parsed, overridden, stage, _filled(stage, values or {}, head.stages, folder))
+        settings, found = _settings(
+            parsed, overridden, stage, _filled(stage, values or {}, head.stages, folder)
+        )
         problems += found
         if settings is not None:
             chosen.append(Chosen(stage, settings, folder / name))
@@ -103,7 +107,9 @@ def _override(parsed: Parsed, text: str) -> Place:
     name, equals, value = text.partition("=")
     place: Place = tuple(name.strip().split("."))
     if not equals or not all(place):
-        raise UsageError(f"--set {text!r} is not of the form name=value", fix="for example --set magpie.rows=64")
+        raise UsageError(
+            f"--set {text!r} is not of the form name=value", fix="for example --set magpie.rows=64"
+        )
     if place[0] not in Head.model_fields:
         place = ("stages", *place)
     node: Any = parsed.value

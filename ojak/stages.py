@@ -1,7 +1,7 @@
 """The one table of stages: what a recipe can be made of. The command line, recipes and the docs read it.
 
-A stage is a function from a folder of records to a folder of records. It gets a `Job` and leaves its result, with the
-manifest (or the page) written last, in `job.out`.
+A stage is a function from a folder of records to a folder of records. It gets a `Job` and leaves its result,
+with the manifest (or the page) written last, in `job.out`.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ class Stage:
     """A row of the table.
 
     needs, uses: the stages whose results it must have, and those it takes where the recipe has them.
-    result: the file whose presence says that the stage has finished. settings: gives the model of its settings;
-    `own` of its fields are set by the run, never by a recipe, and `inherits` field -> (stage, field) is its default.
-    code: the files and folders of this package that shape its result. resumes: it goes on with what a folder holds.
-    stable: run again with the same settings, it leaves a sound result as it is. limits: those of its fields that only
-    say when to stop early.
+    result: the file whose presence says that the stage has finished. settings: gives the model of its
+    settings; `own` of its fields are set by the run, never by a recipe, and `inherits` field -> (stage,
+    field) is its default.
+    code: the files and folders of this package that shape its result. resumes: it goes on with what a folder
+    holds.
+    stable: run again with the same settings, it leaves a sound result as it is. limits: those of its fields
+    that only say when to stop early.
     """
 
     name: str

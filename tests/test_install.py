@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,14 @@ def test_a_gpu_gets_the_ordinary_build(tmp_path: Path) -> None:
 
 
 def test_an_old_python_is_refused_with_advice(tmp_path: Path) -> None:
-    old = executable(tmp_path / "python", "#!/usr/bin/env bash\nexit 1\n")
+    older = "import sys; sys.version_info = (3, 10, 14); exec(sys.argv[1])"
+    old = executable(tmp_path / "python", f"#!/usr/bin/env bash\nexec {sys.executable} -c '{older}' \"$2\"\n")
     for tool in ("bash", "dirname"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or "")
     done = subprocess.run(
         [str(tmp_path / "bash"), str(ROOT / "tools/install.sh"), str(tmp_path / "venv")],
         env={"PATH": str(tmp_path), "PYTHON": str(old)},
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,

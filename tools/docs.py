@@ -12,6 +12,7 @@ import ast
 import json
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ GOLDEN = "tests/data/golden_prefixes.json"
 
 # The order in which data flow; what is not listed here comes last, by name.
 PARTS = (
-    "cli recipe stages records artifact ledger formats chat errors similarity rules judge model engines corpus "
-    "synthesize augment curate train merge evaluate export report web"
-).split()
+    "cli", "recipe", "stages", "records", "artifact", "ledger", "formats", "chat", "errors", "similarity",
+    "rules", "judge", "model", "engines", "corpus", "synthesize", "augment", "curate", "train", "merge",
+    "evaluate", "export", "report", "web",
+)  # fmt: skip
 FOLDERS = {
     "recipes": "YAML, each says in its first lines how it differs from the one it grew from",
     "tests": "mirrors ojak; attacks on its inputs, faults, parity with transformers and llama.cpp",
@@ -57,7 +59,9 @@ def tree() -> str:
     """The package and its neighbours, a line each, with the first sentence of each docstring."""
     names = {path.stem: path for path in (ROOT / "ojak").iterdir() if _is_part(path)}
     listed = [name for name in PARTS if name in names]
-    rows = [(_label(names[name]), _summary(names[name])) for name in [*listed, *sorted(names.keys() - PARTS)]]
+    rows = [
+        (_label(names[name]), _summary(names[name])) for name in [*listed, *sorted(names.keys() - set(PARTS))]
+    ]
     rows = [("ojak/", ""), *((f"  {label}", what) for label, what in rows)]
     rows += [(f"{name}/", what) for name, what in FOLDERS.items() if (ROOT / name).is_dir()]
     return "```\n" + "".join(f"{label:<17}{what}".rstrip() + "\n" for label, what in rows) + "```\n"
@@ -163,37 +167,45 @@ def commands() -> str:
 
 
 def leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
-    """(full name, command) of every command that does something, in the order in which they are declared."""
+    """(full name, command) of every command that does something; groups come first, as data flow."""
     if not hasattr(command, "commands"):
         yield name, command
         return
-    for word, below in command.commands.items():
+    for word, below in sorted(command.commands.items(), key=lambda item: not hasattr(item[1], "commands")):
         yield from leaves(f"{name} {word}", below)
 
 
 def _command(name: str, command: Any) -> str:
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    arguments = [_metavar(p) for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-    words = [p.make_metavar(None) if p.metavar is None else p.metavar for p in arguments]
-    usage = " ".join([name, *words, *(["[OPTIONS]"] if options else [])])
-    help_text = (command.help or "").strip().replace("\f", "")
-    parts = [f"## {name}\n", f"```\n{usage}\n```\n", f"{help_text}\n"]
+    usage = " ".join([name, *arguments, *(["[OPTIONS]"] if options else [])])
+    parts = [f"## {name}\n", f"```\n{usage}\n```\n", f"{(command.help or '').strip()}\n"]
     if options:
         parts.append(_table(("option", "default", ""), [_option(option) for option in options]))
     return "\n".join(parts)
 
 
 def _option(option: Any) -> tuple[str, str, str]:
-    names = ", ".join(f"`{each}`" for each in [*option.opts, *option.secondary_opts])
+    names = "/".join([*option.opts, *option.secondary_opts])
     default = "required" if option.required else _default(option)
-    return names, default, " ".join((option.help or "").split()).replace("|", "\\|")
+    return _text(f"{names} {_metavar(option)}".strip()), default, (option.help or "").replace("|", "\\|")
+
+
+def _metavar(param: Any) -> str:
+    """What stands for the value of a parameter: its own word, its choices, or its type; nothing for a switch."""
+    kind = param.type_descriptor.annotation
+    if param.metavar or kind is bool:
+        return param.metavar or ""
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(choices)
+    named = [each for each in (choices or [kind]) if each is not type(None)]
+    return {int: "N", float: "X"}.get(named[0], param.name.upper())
 
 
 def _default(option: Any) -> str:
     value = option.default
-    if value in (None, False, (), []) or callable(value):
-        return ""
-    return f"`{getattr(value, 'value', value)}`"
+    return "" if value is None or value is False or callable(value) else f"`{value}`"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

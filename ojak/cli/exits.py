@@ -14,14 +14,22 @@ from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from ojak.errors import OjakError, ResourceExhausted, Stopped, is_disk_full
 
-OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the second is torch's, which must not be imported for its name
+VERBS = ("models", "synthesize", "verify", "show", "export-data", "run", "report", "doctor")
+OUT_OF_MEMORY = (
+    "MemoryError",
+    "OutOfMemoryError",
+)  # the second is torch's, which must not be imported for its name
 
 
 class Group(TyperGroup):
-    """The group at the top: whatever a verb raises passes through here once."""
+    """The group at the top: whatever a verb raises passes through here once. Verbs are listed in flow order."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in VERBS if name in self.commands]
 
     def invoke(self, ctx: Any) -> Any:
         with ended(), terminated():
@@ -60,10 +68,9 @@ def ended() -> Iterator[None]:
         stopped = Stopped(signal.SIGINT, "stopped by Ctrl-C", fix="run the same command again to go on")
         _tell(stopped)
         raise typer.Exit(stopped.exit_code) from error
-    except (OSError, MemoryError, RuntimeError, ArithmeticError, LookupError, TypeError, ValueError,
-            AttributeError, ImportError, AssertionError) as error:  # fmt: skip
-        if type(error).__module__.startswith("typer.") or isinstance(error, typer.Exit):
-            raise
+    except (typer.Exit, typer.Abort, TyperException):
+        raise
+    except Exception as error:
         translated = _translated(error)
         _tell(translated, error)
         raise typer.Exit(translated.exit_code) from error

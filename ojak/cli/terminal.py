@@ -1,4 +1,4 @@
-"""Output: data to stdout, talk to stderr. Texts from models, files and manifests are shown with nothing hidden in them."""
+"""Output: data to stdout, talk to stderr. What models, files and manifests say is shown with nothing hidden in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepare_streams() -> None:
 
 
 def visible(text: object) -> str:
-    """`text` with control characters, bidirectional overrides and the like as visible signs; line ends and tabs stay."""
+    """`text` with control characters, bidirectional overrides and the like as signs; line ends and tabs stay."""
     from ojak.report.text import plain
 
     return plain(text)
@@ -33,14 +33,20 @@ def one_line(text: object, length: int = 200) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
+def _put(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
 def write(text: object) -> None:
     """A line of data to stdout."""
-    print(visible(text), flush=True)
+    _put(visible(text))
+    sys.stdout.flush()
 
 
 def write_json(value: Mapping[str, Any]) -> None:
     """One JSON object to stdout, in ASCII: no character of it can act on a terminal."""
-    print(json.dumps(value, indent=2, default=str), flush=True)
+    _put(json.dumps(value, indent=2, default=str))
+    sys.stdout.flush()
 
 
 def write_pages(lines: Iterable[str]) -> None:
@@ -51,7 +57,7 @@ def write_pages(lines: Iterable[str]) -> None:
         pydoc.pager("\n".join(lines) + "\n")
         return
     for line in lines:
-        print(line)
+        _put(line)
 
 
 def write_table(rows: Iterable[tuple[str, object]]) -> None:
@@ -59,9 +65,9 @@ def write_table(rows: Iterable[tuple[str, object]]) -> None:
     shown = [(name, visible(value).split("\n")) for name, value in rows]
     width = max((len(name) for name, _ in shown), default=0)
     for name, (first, *more) in shown:
-        print(f"{name:<{width}}  {first}".rstrip())
+        _put(f"{name:<{width}}  {first}".rstrip())
         for line in more:
-            print(" " * (width + 2) + line)
+            _put(" " * (width + 2) + line)
     sys.stdout.flush()
 
 

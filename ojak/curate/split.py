@@ -1,7 +1,8 @@
 """A train and a test split: exact sizes, the same on every machine, and stable while the data grow.
 
-Each row gets a number from its id and the seed alone; the rows with the smallest numbers are the test split. So a
-row's place does not depend on the order of the rows, and rows added later move few others from one split to the other.
+Each row gets a number from its id and the seed alone; the rows with the smallest numbers are the test split.
+So a row's place does not depend on the order of the rows, and rows added later move few others from one split
+to the other.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ class SplitConfig(BaseModel):
 
 
 def split(source: Artifact | Path | str, out: Path | str, config: SplitConfig | None = None) -> Artifact:
-    """Publish the rows of `source` (all its splits) in `out` as an artifact with the splits "train" and "test".
+    """Publish the rows of `source` (all its splits) in `out` as an artifact with the splits "train" and
+    "test".
 
-    Rows keep their order and every field. Raises InputRefused for fewer than two rows, UsageError for a test split
-    that leaves no row to train on or is no whole number of rows, and what `publish` raises.
+    Rows keep their order and every field. Raises InputRefused for fewer than two rows, UsageError for a test
+    split that leaves no row to train on or is no whole number of rows, and what `publish` raises.
     """
     config = config or SplitConfig()
     artifact = source if isinstance(source, Artifact) else Artifact.open(source)
@@ -73,6 +75,6 @@ def choose(ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
 
 def _draw(identity: str, seed: int) -> bytes:
     # The id itself settles a tie, which 128 bits do not have in practice.
-    return hashlib.sha256(f"{seed}\0{identity}".encode("utf-8", "surrogatepass")).digest()[:16] + identity.encode(
-        "utf-8", "surrogatepass"
-    )
+    return hashlib.sha256(f"{seed}\0{identity}".encode("utf-8", "surrogatepass")).digest()[
+        :16
+    ] + identity.encode("utf-8", "surrogatepass")

@@ -63,12 +63,12 @@ class SlotCache:
         self.prefix_v = [torch.empty(K, 0, E, dtype=dtype, device=device) for _ in self.windows]
         self.prefix_used = 0
 
-    def fit(self, attended: int) -> None:
-        """Makes each layer long enough for rows of `attended` tokens; gives room back where under half is needed."""
+    def fit(self, attended: int, *, shrink: bool = False) -> None:
+        """Makes each layer long enough for rows of `attended` tokens; with `shrink`, gives back what is far too long."""
         for layer, window in enumerate(self.windows):
             wanted = min(self.shape.ring(window), -(-attended // LENGTH_STEP) * LENGTH_STEP)
             have = self.k[layer].shape[2]
-            if wanted > have or wanted * 2 < have:
+            if wanted > have or (shrink and wanted * 2 < have):
                 self.k[layer] = _resized(self.k[layer], wanted, self._k_room[layer])
                 self.v[layer] = _resized(self.v[layer], wanted, self._v_room[layer])
 
@@ -76,6 +76,19 @@ class SlotCache:
         """Copies a slot's entries to another slot."""
         for cache in (*self.k, *self.v):
             cache[target] = cache[source]
+
+    def copy_out(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]] | None:
+        """A slot's first `length` keys and values of each layer; None where a ring has lost some of them."""
+        if any(length > cache.shape[2] for cache in self.k):
+            return None
+        return [(k[slot, :, :length].clone(), v[slot, :, :length].clone()) for k, v in zip(self.k, self.v, strict=True)]
+
+    def copy_in(self, slot: int, entries: list[tuple[Tensor, Tensor]], length: int) -> None:
+        """Puts the first `length` entries that `copy_out` gave into a slot."""
+        self.fit(length)
+        for k, v, (kept_k, kept_v) in zip(self.k, self.v, entries, strict=True):
+            k[slot, :, :length] = kept_k[:, :length]
+            v[slot, :, :length] = kept_v[:, :length]
 
     def write(self, layer: int, flat_NK: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> None:
         """Stores tokens at the places that `Places` gave for this layer."""

@@ -15,7 +15,8 @@ decode step token by token, at one size and one length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -38,8 +39,10 @@ from ojak.model.request import Completion, Request
 from ojak.model.sampling import draw, token_logprobs, uniform
 from ojak.model.tokenizer import Tokenizer
 
+LEAST_REUSED = 4  # tokens of kept context from which on copying it pays
+KEPT_PER_SLOT = 4  # contexts kept for reuse, for each slot of a lane
 MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
-LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LADDER = (1, 2, 4, *range(8, 128, 8), *range(128, 256, 16), *range(256, 513, 32))
 EncodePrompt = Callable[[str], Sequence[int]]
 
 
@@ -50,12 +53,22 @@ class Slot:
     request: Request
     pending: list[int]  # prompt tokens not yet fed; then the one token drawn last
     span: tuple[int, int]  # its prefix in the pool
-    prompt_tokens: int
+    prompt: list[int]
     own: int = 0  # tokens fed after the prefix
     written: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tail: bytes = b""
+    reused: int = 0  # tokens whose keys and values were kept from another request
     seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
+
+
+@dataclass
+class Kept:
+    """The context of a finished request: the ids after its prefix, and their keys and values in each layer."""
+
+    prefix: tuple[int, ...]
+    ids: list[int]
+    entries: list[tuple[Tensor, Tensor]]
 
 
 class Generator:
@@ -76,14 +89,15 @@ class Generator:
     ) -> None:
         self.shape = shape
         self.pool = ThreadPoolExecutor(lanes, initializer=_share_cores, initargs=(lanes,))
-        self.lanes = [Lane(decoder, tokenizer, encode, shape) for _ in range(lanes)]
+        kept: OrderedDict[Hashable, Kept] = OrderedDict()
+        self.lanes = [Lane(decoder, tokenizer, encode, shape, kept) for _ in range(lanes)]
         first = self.lanes[0].cache
-        self.found = Invariance(set(), False)
+        self.found = Invariance()
         if not strict:
             self.found = self.pool.submit(check_invariance, decoder, first, LADDER).result()
         self.sizes = sorted({shape.slots, *self.found.sizes})
         for lane in self.lanes:
-            lane.sizes, lane.tiled = self.sizes, self.found.tiled
+            lane.sizes, lane.found = self.sizes, self.found
 
     @property
     def steps(self) -> int:
@@ -143,7 +157,14 @@ def _share_cores(lanes: int) -> None:
 class Lane:
     """Some slots, their cache, and what happens in them."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, encode: EncodePrompt, shape: CacheShape) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        encode: EncodePrompt,
+        shape: CacheShape,
+        kept: OrderedDict[Hashable, Kept],
+    ) -> None:
         parameter = decoder.model.embed_tokens.weight
         self.decoder, self.tokenizer, self.encode, self.shape = decoder, tokenizer, encode, shape
         self.device = parameter.device
@@ -151,7 +172,8 @@ class Lane:
         self.slots: list[Slot | None] = [None] * shape.slots
         self.waiting: list[Request] = []
         self.prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
-        self.sizes, self.tiled, self.steps = [shape.slots], False, 0
+        self.kept = kept  # shared by all lanes
+        self.sizes, self.found, self.steps = [shape.slots], Invariance(), 0
 
     @property
     def busy(self) -> int:
@@ -172,9 +194,11 @@ class Lane:
         """Refills, prefills and makes one step. Returns what finished."""
         free = (i for i, slot in enumerate(self.slots) if slot is None)
         for request in self.waiting:
-            self.slots[next(free)] = self._enter(request)
+            index = next(free)
+            slot = self.slots[index] = self._enter(request)
+            self._reuse(index, slot)
         self.waiting = []
-        if self.tiled:
+        if self.found.tiled:
             self._prefill()
         return self._step()
 
@@ -193,7 +217,7 @@ class Lane:
             )
         keeps_seen = request.sampling.repetition_penalty != 1
         seen = torch.tensor(sorted(set(ids)), device=self.device) if keeps_seen else None
-        return Slot(request, ids[span[1] - span[0] :], span, len(ids), seen=seen)
+        return Slot(request, ids[span[1] - span[0] :], span, ids, seen=seen)
 
     def _ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         return list(self.encode(prompt) if isinstance(prompt, str) else prompt)
@@ -203,9 +227,8 @@ class Lane:
         if request.shared_prefix is None:
             return (0, 0)
         prefix = self._ids(request.shared_prefix)
-        common = next((i for i, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), min(len(prefix), len(ids)))
         key = tuple(prefix[: len(prefix) - 1])
-        if not key or common < len(key) or len(ids) <= len(key):
+        if not key or common_length(prefix, ids) < len(key) or len(ids) <= len(key):
             return (0, 0)
         if key not in self.prefixes:
             if self.cache.prefix_used + len(key) > self.shape.prefix_capacity:
@@ -219,6 +242,29 @@ class Lane:
         self.decoder.hidden(ids_BT, torch.arange(len(ids), device=self.device)[None], attend)
         self.cache.prefix_used = attend.end
         return attend.begin, attend.end
+
+    def _prefix_of(self, slot: Slot) -> tuple[int, ...]:
+        return next((ids for ids, span in self.prefixes.items() if span == slot.span), ())
+
+    def _reuse(self, index: int, slot: Slot) -> None:
+        """Begins a row with what another request left behind, as far as it holds the same tokens."""
+        kept = self.kept.pop(slot.request.reuse, None) if slot.request.reuse is not None else None
+        if kept is None or kept.prefix != self._prefix_of(slot):
+            return
+        count = min(common_length(kept.ids, slot.pending), len(slot.pending) - 1)
+        if count >= LEAST_REUSED:
+            self.cache.copy_in(index, kept.entries, count)
+            del slot.pending[:count]
+            slot.own = slot.reused = count
+
+    def _keep(self, index: int, slot: Slot, ids: list[int]) -> None:
+        """Leaves a finished row's context behind for a request that will name it; the oldest give way."""
+        entries = self.cache.copy_out(index, slot.own)
+        if entries is None:
+            return
+        self.kept[slot.request.keep] = Kept(self._prefix_of(slot), ids[: slot.own], entries)
+        while len(self.kept) > KEPT_PER_SLOT * self.shape.slots:
+            self.kept.popitem(last=False)
 
     # -- prefill ----------------------------------------------------------------------------------------------------
 
@@ -259,7 +305,7 @@ class Lane:
         slots = self.slots[:rows]
         own = [slot.own if slot else -1 for slot in slots]
         ids = [slot.pending.pop(0) if slot else 0 for slot in slots]
-        self.cache.fit(self._longest() + 1 if self.tiled else self.shape.capacity)
+        self.cache.fit(self._longest() + 1 if self.found.tiled else self.shape.capacity, shrink=True)
         spans = torch.tensor([slot.span if slot else (0, 0) for slot in slots], device=self.device)
         positions = [slot.own + slot.span[1] - slot.span[0] if slot else 0 for slot in slots]
         attend = DecodeAttend(self.cache, torch.tensor(own, device=self.device), spans)
@@ -307,6 +353,8 @@ class Lane:
             reason = self._take(slot, token, logprobs[n] if logprobs else 0.0)
             if reason:
                 finished.append(self._complete(slot, reason))
+                if slot.request.keep is not None and self.found.reusable:
+                    self._keep(index, slot, slot.prompt[slot.span[1] - slot.span[0] :] + slot.written)
                 self.slots[index] = None
         return finished
 
@@ -340,9 +388,14 @@ class Lane:
             text=text[: min(cuts)] if cuts else text,
             token_ids=tuple(ids),
             finish_reason=reason,
-            prompt_tokens=slot.prompt_tokens,
+            prompt_tokens=len(slot.prompt),
             logprobs=tuple(slot.logprobs) if request.logprobs else None,
         )
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids the two have in common from the beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _signed(seed: int) -> int:

@@ -20,10 +20,14 @@ FILLED = 20  # cache entries that the probe's rows look back on
 
 @dataclass(frozen=True)
 class Invariance:
-    """`sizes`: the smaller batch sizes that change nothing. `tiled`: neither do prefill tiles and longer caches."""
+    """`sizes`: the smaller batch sizes that change nothing. `tiled`: neither do prefill tiles and longer caches.
 
-    sizes: set[int]
-    tiled: bool
+    `reusable`: a token's keys and values are the same whether it was fed as part of a prompt or drawn and fed alone.
+    """
+
+    sizes: frozenset[int] = frozenset()
+    tiled: bool = False
+    reusable: bool = False
 
 
 @torch.inference_mode()
@@ -31,13 +35,14 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
     """Runs the first layer of each kind and the output layer on random rows, in each shape, and compares the bits."""
     slots = cache.shape.slots
     smaller = [size for size in sizes if size < slots]
-    same, tiled = set(smaller), True
+    same, tiled, reusable = set(smaller), True, True
     for layer in {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values():
         probe = _Probe(decoder, cache, layer)
         full = probe.decode(slots, FILLED + 1)
         same = {size for size in same if torch.equal(full[:size], probe.decode(size, FILLED + 1))}
         tiled &= torch.equal(full, probe.decode(slots, cache.shape.capacity)) and probe.prefill_agrees()
-    return Invariance(same if tiled else set(), tiled)
+        reusable &= tiled and probe.decode_agrees_with_prefill()
+    return Invariance(frozenset(same if tiled else ()), tiled, reusable)
 
 
 class _Probe:
@@ -78,6 +83,24 @@ class _Probe:
         first = self._piece_outputs([(0, 0, count // 2)])[0]
         second = self._piece_outputs([(0, count // 2, count)])[0]
         return torch.equal(alone, beside) and torch.equal(alone, torch.cat([first, second]))
+
+    def decode_agrees_with_prefill(self) -> bool:
+        """The same tokens of one slot as a prompt, and one by one."""
+        count = min(6, self.cache.shape.capacity - 1)
+        alone = self._piece_outputs([(0, 0, count)])[0]
+        k, v = (kept[self.layer][0, :, :count].clone() for kept in (self.cache.k, self.cache.v))
+        one_by_one = torch.stack([self._decode_one(position) for position in range(count)])
+        written = self.cache.k[self.layer][0, :, :count], self.cache.v[self.layer][0, :, :count]
+        return torch.equal(alone, one_by_one) and torch.equal(k, written[0]) and torch.equal(v, written[1])
+
+    def _decode_one(self, position: int) -> Tensor:
+        rows = self.cache.shape.slots
+        own = torch.full((rows,), -1, device=self.x_ND.device)
+        own[0] = position
+        attend = DecodeAttend(self.cache, own, torch.zeros(rows, 2, dtype=torch.int64, device=own.device))
+        x_ND = self.x_ND[:rows].clone()
+        x_ND[0] = self.x_ND[position]
+        return self._run(x_ND, [position] * rows, attend)[0]
 
     def _piece_outputs(self, runs: list[tuple[int, int, int]]) -> list[Tensor]:
         """Feeds tokens begin..end of each (slot, begin, end), whose values depend on begin..end and the slot alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +57,10 @@ GREEDY = Sampling()
 class Request:
     """One text to continue. `prompt` is raw text (no template is added) or token ids.
 
-    `shared_prefix` is a text that many requests begin with; an engine may compute it once. `tag` is the caller's own
-    and comes back untouched. The completion depends on prompt, sampling, seed and stops alone.
+    `shared_prefix` is a text that many requests begin with; an engine may compute it once. An engine may also keep what
+    it worked out for a request under the name `keep`, and begin with it on a later one that names it in `reuse`, as far
+    as the two texts agree. `tag` is the caller's own and comes back untouched. The completion depends on prompt,
+    sampling, seed and stops alone.
     """
 
     prompt: Prompt
@@ -67,6 +70,8 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     shared_prefix: Prompt | None = None
+    keep: Hashable = None
+    reuse: Hashable = None
     logprobs: bool = False
     tag: Any = None
 

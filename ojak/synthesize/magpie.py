@@ -142,6 +142,7 @@ class MagpieRun:
             seed=row_seed(config.seed, row.number, "instruction", 0),
             stop_ids=prefix.stop_ids,
             stop_strings=prefix.stop_strings,
+            keep=row.number,
             tag=(row.number, "instruction"),
         )
 
@@ -155,6 +156,7 @@ class MagpieRun:
             seed=row_seed(config.seed, row.number, "response", 0),
             stop_ids=prefix.stop_ids,
             stop_strings=prefix.stop_strings,
+            reuse=row.number,
             tag=(row.number, "response"),
         )
 

@@ -65,6 +65,23 @@ def byte_vocabulary(
     }
 
 
+def decoder_keys(
+    arch: str, *, layers: int = 2, hidden: int = 64, heads: int = 4, kv: int = 2, **more: Any
+) -> dict[str, Any]:
+    """The metadata of a small decoder; `more` holds further keys of the architecture, dots written as `__`."""
+    keys: dict[str, Any] = {
+        "block_count": layers,
+        "context_length": 128,
+        "embedding_length": hidden,
+        "feed_forward_length": 96,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }
+    keys |= {name.replace("__", "."): value for name, value in more.items()}
+    return {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
+
+
 def sentencepiece_vocabulary(pieces: Sequence[str], *, prefix: bool) -> dict[str, Any]:
     """Tokenizer keys of a SentencePiece BPE: 3 control tokens, 256 bytes, `pieces` best first, one user-defined."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, "[U]"]

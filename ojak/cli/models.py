@@ -1,0 +1,60 @@
+"""`ojak models`: the weights. List what is known by name, fetch it, look at a model's template."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ojak.cli.terminal import say, write, write_json, write_table
+from ojak.cli.words import AcceptLicense, Json
+
+app = typer.Typer(help="List, fetch and inspect models.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the models that are known by name, and whether they are on this machine."""
+    from ojak.cli.describe import known_models
+
+    found = known_models()
+    if as_json:
+        write_json({"models": found})
+        return
+    for model in found:
+        state = model["path"] or f"not fetched, {model['bytes'] / 1e6:.0f} MB"
+        write(f"{model['name']:<24}{model['license']:<12}{state}\n{'':24}{model['what']}")
+
+
+@app.command("pull")
+def pull(
+    name: Annotated[str, typer.Argument(help="A name of `ojak models list`, or org/name on the hub.")],
+    accept_license: AcceptLicense = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a model into the cache (at once if it is there) and print where it is."""
+    from ojak.model import hub
+
+    path = hub.find(name, accept_license=tuple(accept_license or ()), notify=say)
+    if as_json:
+        write_json({"name": name, "path": str(path)})
+    else:
+        write(path)
+
+
+@app.command("info")
+def info(
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A known name, or a GGUF file or folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show a model: licence, sizes, and the text and tokens that its chat template puts around a user's turn.
+
+    Nothing is fetched: of a model that is not on this machine, what is known is shown.
+    """
+    from ojak.cli.describe import describe_model, info_rows
+
+    found = describe_model(name)
+    if as_json:
+        write_json(found)
+    else:
+        write_table(info_rows(found))

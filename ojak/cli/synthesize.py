@@ -1,0 +1,79 @@
+"""`ojak synthesize`: an aligned model in, conversations out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ojak.cli.terminal import say, write, write_json
+from ojak.cli.words import AcceptLicense, Json
+
+app = typer.Typer(help="Make conversations from an aligned model.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Make conversations from an aligned model."""
+
+
+@app.command("magpie")
+def magpie(
+    model: Annotated[str, typer.Option(metavar="NAME|PATH", help="The model: a known name, or its file or folder.")],
+    rows: Annotated[int, typer.Option(min=1, help="Instructions to sample; rules drop some of them.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the run; run again, it goes on there.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same rows.")] = 0,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT|@math|@code|@translation", help="A system turn, or a domain.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(metavar="XX", help="The language to ask in, such as de.")] = None,
+    grid: Annotated[
+        str, typer.Option(metavar="PRESET|T:P,T:P", help="Temperatures and top-p values of the instructions.")
+    ] = "default",
+    max_instruction_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_response_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    limit_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after so many tokens (exit 3).")] = None,
+    limit_minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes (exit 3).")] = None,
+    resume: Annotated[
+        Literal["if_possible", "always", "never"], typer.Option(help="What to do with a run in DIR.")
+    ] = "if_possible",
+    accept_license: AcceptLicense = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Sample instructions from a model's own chat template, and its answers to them (Magpie, arXiv
+    2406.08464).
+
+    Prints the folder, or with --json what came out. Interrupted, the same command goes on where it stopped.
+
+    Example: ojak synthesize magpie --model smollm2-135m-instruct --rows 512 --out my-data
+    """
+    from ojak.cli.work import magpie_config, run_magpie
+
+    config = magpie_config(
+        model=model, rows=rows, out=out, seed=seed, system=system, language=language, grid=grid,
+        max_instruction_tokens=max_instruction_tokens, max_response_tokens=max_response_tokens,
+        limit_tokens=limit_tokens, limit_minutes=limit_minutes, resume=resume,
+        accept_license=tuple(accept_license or ()),
+    )  # fmt: skip
+    if dry_run:
+        _show_plan(config, as_json)
+        return
+    result = run_magpie(config)
+    if as_json:
+        write_json(result.facts)
+    else:
+        say(result.sentence())
+        write(out)
+    result.check()
+
+
+def _show_plan(config: Any, as_json: bool) -> None:
+    from ojak.cli.work import magpie_plan
+
+    plan = magpie_plan(config)
+    if as_json:
+        write_json(plan.to_dict())
+    else:
+        write("\n".join(plan.lines()))

@@ -1,0 +1,129 @@
+"""Calls behind the verbs of synthesis and of recipes: settings from flags, and what to say at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ojak.cli.progress import Progress, top_reasons
+from ojak.cli.terminal import say
+from ojak.errors import PartialResult, UsageError
+
+if TYPE_CHECKING:
+    from ojak._recipe_run import Done, Step
+    from ojak.synthesize.config import MagpieConfig
+    from ojak.synthesize.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a Magpie run gave: the object of `--json`."""
+
+    facts: dict[str, Any]
+
+    def sentence(self) -> str:
+        facts = self.facts
+        reasons = top_reasons(facts["rejected"])
+        return (
+            f"{facts['accepted']:,} pairs from {facts['rows']:,} rows; {facts['completion_tokens']:,} tokens in"
+            f" {facts['seconds']:,.1f} s ({facts['tokens_per_s']:,.0f} tokens/s)"
+            + (f"; rejected: {reasons}" if reasons else "")
+        )
+
+    def check(self) -> None:
+        """Raise PartialResult if a budget stopped the run."""
+        stopped = self.facts.get("stopped")
+        if stopped:
+            raise PartialResult(
+                f"stopped at --{stopped.replace('_', '-')} with {self.facts['accepted']:,} pairs",
+                fix="run the same command again to go on",
+            )
+
+
+def magpie_config(**flags: Any) -> MagpieConfig:
+    """The settings that the flags give; raises UsageError that names the flag."""
+    from pydantic import ValidationError
+
+    from ojak.recipe import explain
+    from ojak.synthesize.config import MagpieConfig
+
+    try:
+        return MagpieConfig.model_validate(flags)
+    except ValidationError as error:
+        lines = [explain(item, _flag(item["loc"]), list(flags)) for item in error.errors()]
+        raise UsageError("\n".join(lines), fix="see `ojak synthesize magpie --help`") from error
+
+
+def _flag(place: Sequence[int | str]) -> str:
+    return "--" + ".".join(map(str, place)).replace("_", "-")
+
+
+def magpie_plan(config: MagpieConfig) -> Plan:
+    """What the run would do and cost."""
+    from ojak.synthesize.plan import plan
+
+    return plan(config)
+
+
+def run_magpie(config: MagpieConfig) -> Result:
+    """Run it, the progress shown on stderr."""
+    from ojak.synthesize.run import summary, synthesize_magpie
+
+    with Progress() as progress:
+        artifact = synthesize_magpie(config, progress=progress)
+    return Result({**summary(artifact), "stopped": artifact.stats.get("stopped")})
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeResult:
+    """What running a recipe gave."""
+
+    name: str
+    out: Path
+    done: list[Done]
+
+    @property
+    def page(self) -> str | None:
+        """The report, if the recipe writes one."""
+        pages = [item.facts["page"] for item in self.done if isinstance(item.facts.get("page"), str)]
+        return pages[-1] if pages else None
+
+    def to_dict(self) -> dict[str, Any]:
+        stages = [item.to_dict() for item in self.done]
+        return {"recipe": self.name, "out": str(self.out), "report": self.page, "stages": stages}
+
+    def check(self) -> None:
+        """Raise PartialResult if a budget stopped a stage."""
+        stopped = [f"{item.name} stopped at {item.stopped}" for item in self.done if item.stopped]
+        if stopped:
+            raise PartialResult(
+                "; ".join(stopped), fix="raise that limit, for example with --set, and run it again to go on"
+            )
+
+
+def run_recipe(
+    path: Path, out: Path | None, sets: Sequence[str], accept_license: tuple[str, ...], overwrite: bool
+) -> RecipeResult:
+    """Run a recipe, each stage announced and its progress shown on stderr."""
+    from ojak import _recipe_run, recipe
+
+    loaded = recipe.load(path, out=out, sets=sets)
+    with Progress() as progress:
+
+        def notify(line: str) -> None:
+            progress.stop()
+            say(line)
+
+        done = _recipe_run.run(
+            loaded, overwrite=overwrite, accept_license=accept_license, notify=notify, progress=progress
+        )
+    return RecipeResult(loaded.name, loaded.out, done)
+
+
+def plan_recipe(path: Path, out: Path | None, sets: Sequence[str]) -> list[Step]:
+    """Where each stage of a recipe stands; nothing is run or written."""
+    from ojak import _recipe_run, recipe
+
+    return _recipe_run.plan(recipe.load(path, out=out, sets=sets))

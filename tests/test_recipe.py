@@ -1,0 +1,446 @@
+"""Recipes: read with places and advice in every message, overridden, and carried out only as far as needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ojak import _recipe_run, recipe, stages
+from ojak.artifact import Artifact, TargetLock, verify
+from ojak.errors import (
+    Locked,
+    OjakError,
+    ResumeRefused,
+    Stopped,
+    TargetExists,
+    UsageError,
+    VerificationFailed,
+)
+
+SMALL = """\
+version: 1
+name: small
+stages:
+  magpie:
+    model: scripted
+    rows: 12
+  split: {test: 0.25}
+  report:
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with the recipe SMALL in `r.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(SMALL, "utf-8")
+    return tmp_path
+
+
+def load(text: str, sets: Sequence[str] = ()) -> recipe.Recipe:
+    Path("r.yaml").write_text(text, "utf-8")
+    return recipe.load("r.yaml", sets=sets)
+
+
+def problems(text: str, *sets: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        load(text, sets)
+    return [line.strip() for line in str(caught.value).splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+def test_defaults_are_filled_in(folder: Path) -> None:
+    found = recipe.load("r.yaml")
+    assert found.out == Path("runs/small")
+    assert [item.folder for item in found.chosen] == [
+        found.out / name for name in ("magpie", "split", "report")
+    ]
+    resolved = found.resolved()["stages"]
+    assert resolved["split"] == {"test": 0.25, "seed": 0}
+    assert resolved["magpie"]["max_response_tokens"] == 512
+    assert not {"out", "resume", "accept_license"} & resolved["magpie"].keys()
+
+
+def test_out_is_the_folder_of_the_run(folder: Path) -> None:
+    assert recipe.load("r.yaml", out="here").chosen[0].folder == Path("here/magpie")
+
+
+def test_magpie_takes_the_model_of_pull(folder: Path) -> None:
+    text = SMALL.replace("    model: scripted\n", "").replace("stages:", "stages:\n  pull: {model: m}")
+    assert load(text).resolved()["stages"]["magpie"]["model"] == "m"
+    assert load(text, ["pull.model=other"]).resolved()["stages"]["magpie"]["model"] == "other"
+    assert load(text, ["magpie.model=own"]).resolved()["stages"]["magpie"]["model"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("rows: 12", "rows: many", "r.yaml:6:5: magpie.rows cannot be 'many': Input should be a valid integer"),
+        ("rows: 12", "rows: 0", "r.yaml:6:5: magpie.rows cannot be 0: Input should be greater than or equal to 1"),
+        ("rows: 12", "row: 12", "r.yaml:6:5: there is no setting 'magpie.row'; did you mean 'rows'?"),
+        ("    rows: 12\n", "", "r.yaml:4:3: magpie.rows is missing"),
+        ("{test: 0.25}", "{test: x}", "r.yaml:7:11: split.test cannot be 'x'"),
+        ("  split", "  splitt", "r.yaml:7:3: there is no stage 'splitt'; did you mean 'split'? there are: pull, magpie"),
+        ("version: 1", "version: 2", "r.yaml:1:1: version cannot be 2: Input should be 1"),
+        ("version: 1\n", "", "r.yaml:1:1: version is missing"),
+        ("name: small", "nmae: small", "r.yaml:2:1: there is no setting 'nmae'; did you mean 'name'?"),
+        ("  report:", "  report: {title: x}", "r.yaml:8:12: there is no setting 'report.title'; it has none"),
+        ("  report:", "  report: 3", "r.yaml:8:3: report cannot be 3"),
+        ("rows: 12", "rows: 12\n    grid: warm", "r.yaml:4:3: magpie: the grid 'warm' cannot be read"),
+        ("rows: 12", "rows: 12\n    language: xx\n    system: '@maths'", ""),
+    ],
+)  # fmt: skip
+def test_messages_have_place_value_and_advice(folder: Path, old: str, new: str, line: str) -> None:
+    if not line:
+        load(SMALL.replace(old, new))  # what only the stage can judge, it judges when it runs
+        return
+    assert any(found.startswith(line) for found in problems(SMALL.replace(old, new)))
+
+
+def test_all_problems_are_listed_at_once(folder: Path) -> None:
+    text = SMALL.replace("rows: 12", "rows: no").replace("0.25", "-1").replace("  report:", "  repotr:")
+    found = problems(text)
+    assert found[0] == "the recipe r.yaml cannot be used:"
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("stages_text", "match"),
+    [
+        ("  split: {}\n", "split reads the result of magpie, which must come before it"),
+        ("  report:\n  magpie: {model: scripted, rows: 1}\n", "report reads the result of magpie"),
+        (
+            "  magpie: {model: scripted, rows: 1}\n  pull: {model: m}\n",
+            "magpie comes before pull; put it after",
+        ),
+    ],
+)
+def test_a_stage_comes_after_what_it_reads(folder: Path, stages_text: str, match: str) -> None:
+    assert any(match in line for line in problems(f"version: 1\nname: x\nstages:\n{stages_text}"))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "text", "stages: {}"])
+def test_what_is_no_recipe(folder: Path, text: str) -> None:
+    assert problems(text)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("magpie.rows=7", 7),
+        ("stages.magpie.rows=7", 7),
+        ("magpie.seed=-7", -7),
+        ("magpie.grid=1.0:0.9,1.2:1.0", "1.0:0.9,1.2:1.0"),
+        ("magpie.language=no", "no"),
+        ("magpie.system=", ""),
+        ("magpie.system=Reply: in rhyme", "Reply: in rhyme"),
+        ("magpie.system={curly", "{curly"),
+        ("magpie.system=a=b", "a=b"),
+        ("magpie.limit_minutes=null", None),
+        ("magpie.ban_first=[a, b]", ["a", "b"]),
+    ],
+)
+def test_set(folder: Path, setting: str, value: Any) -> None:
+    name = setting.partition("=")[0].rpartition(".")[2]
+    assert load(SMALL, [setting]).resolved()["stages"]["magpie"][name] == value
+
+
+def test_set_reaches_a_stage_without_settings(folder: Path) -> None:
+    text = SMALL.replace("{test: 0.25}", "")
+    assert load(text, ["split.test=0.5"]).resolved()["stages"]["split"]["test"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ("magpie.rows", "not of the form"),
+        ("=3", "not of the form"),
+        ("magpie..rows=3", "not of the form"),
+        ("magpi.rows=3", "did you mean 'magpie'"),
+        ("pull.model=m", "the recipe has no 'stages.pull'"),
+        ("magpie.rows.x=3", "holds no settings"),
+        ("magpie.rwos=3", "--set 'magpie.rwos=3': there is no setting 'magpie.rwos'; did you mean 'rows'"),
+        ("magpie.rows=few", "--set 'magpie.rows=few': magpie.rows cannot be 'few'"),
+        ("name=../x", "--set 'name=../x': name cannot be"),
+    ],
+)
+def test_wrong_set(folder: Path, setting: str, match: str) -> None:
+    assert any(match in line for line in problems(SMALL, setting))
+
+
+# ------------------------------------------------------------------------------------------------------ running
+
+
+def run(*sets: str, **options: Any) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Runs `r.yaml`; why each stage ran (empty: it was up to date), and what was said."""
+    said: list[str] = []
+    done = _recipe_run.run(recipe.load("r.yaml", sets=sets), notify=said.append, **options)
+    return {item.name: item.reasons for item in done}, said
+
+
+def planned(*sets: str) -> dict[str, tuple[str, ...]]:
+    return {
+        step.chosen.stage.name: step.reasons for step in _recipe_run.plan(recipe.load("r.yaml", sets=sets))
+    }
+
+
+ALL_NEW = dict.fromkeys(("magpie", "split", "report"), ("it has not run yet",))
+NOTHING: dict[str, tuple[str, ...]] = dict.fromkeys(("magpie", "split", "report"), ())
+
+
+def test_the_first_run_makes_all_and_the_second_nothing(folder: Path) -> None:
+    assert planned() == ALL_NEW
+    assert run()[0] == ALL_NEW
+    assert verify("runs/small/magpie").kind == "magpie"
+    made = verify("runs/small/split")
+    assert made.counts["rows"] == Artifact.open("runs/small/magpie").counts["accepted"]
+    assert "<html" in Path("runs/small/report/index.html").read_text("utf-8")
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name[0] != "."}
+    assert planned() == NOTHING
+    reasons, said = run()
+    assert reasons == NOTHING
+    assert said == ["magpie: up to date", "split: up to date", "report: up to date"]
+    after = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name[0] != "."}
+    changed = {str(path) for path in after if after[path] != before.get(path)}
+    assert changed <= {"runs/small", "runs/small/recipe.json"}
+
+
+def test_the_resolved_recipe_is_kept(folder: Path) -> None:
+    run("magpie.rows=6")
+    kept = json.loads(Path("runs/small/recipe.json").read_text("utf-8"))
+    assert kept == recipe.load("r.yaml", sets=["magpie.rows=6"]).resolved()
+
+
+def test_a_changed_setting_is_refused_before_any_work(folder: Path) -> None:
+    run()
+    before = Artifact.open("runs/small/magpie")
+    with pytest.raises(TargetExists) as caught:
+        run("magpie.rows=20")
+    assert "runs/small/split, runs/small/report would have to be made anew" in str(caught.value)
+    assert "split: magpie runs first" in str(caught.value)
+    assert Artifact.open("runs/small/magpie") == before
+    assert run()[0] == NOTHING
+
+
+def test_overwrite_moves_aside_and_magpie_goes_on(folder: Path) -> None:
+    run()
+    old = verify("runs/small/split")
+    reasons, said = run("magpie.rows=20", overwrite=True)
+    assert reasons["magpie"] == ("rows changed: 12 -> 20",)
+    assert reasons["split"] == ("magpie has a new result",)
+    assert reasons["report"] == ("magpie has a new result", "split has a new result")
+    assert "split: the earlier result is now runs/small/.aside/split-1" in said
+    assert verify("runs/small/.aside/split-1").manifest == old.manifest
+    assert Artifact.open("runs/small/magpie").counts["rows"] == 20
+    assert not Path("runs/small/.aside/magpie-1").exists()
+    assert run("magpie.rows=20")[0] == NOTHING
+
+
+def test_only_what_depends_on_the_change_runs(folder: Path) -> None:
+    run()
+    reasons, _ = run("split.seed=1", overwrite=True)
+    assert reasons == {
+        "magpie": (),
+        "split": ("seed changed: 0 -> 1",),
+        "report": ("split has a new result",),
+    }
+
+
+def test_settings_that_cannot_be_resumed(folder: Path) -> None:
+    run()
+    shutil.rmtree("runs/small/split")
+    shutil.rmtree("runs/small/report")
+    with pytest.raises(ResumeRefused, match="seed: 0 -> 5"):
+        run("magpie.seed=5")
+    _, said = run("magpie.seed=5", overwrite=True)
+    assert "magpie: the earlier result is now runs/small/.aside/magpie-1" in said
+    assert verify("runs/small/.aside/magpie-1").manifest["config"]["seed"] == 0
+    assert verify("runs/small/magpie").manifest["config"]["seed"] == 5
+
+
+def test_a_limit_that_was_not_reached_changes_nothing(folder: Path) -> None:
+    run()
+    assert planned("magpie.limit_tokens=100000") == NOTHING
+
+
+def test_a_stage_stopped_at_its_budget(folder: Path) -> None:
+    limited = "magpie.limit_tokens=150"
+    loaded = recipe.load("r.yaml", sets=[limited])
+    done = _recipe_run.run(loaded)
+    assert [item.stopped for item in done] == ["limit_tokens", None, None]
+    done = _recipe_run.run(loaded)
+    assert [(item.reasons, item.stopped) for item in done][0] == ((), "limit_tokens")
+    assert planned("magpie.limit_tokens=100000")["magpie"] == ("limit_tokens changed: 150 -> 100000",)
+    run("magpie.limit_tokens=100000", overwrite=True)
+    assert Artifact.open("runs/small/magpie").counts["rows"] == 12
+
+
+def test_an_interrupted_stage_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupt:
+        updates = 0
+
+        def update(self, _state: Any) -> None:
+            self.updates += 1
+            if self.updates == 5:
+                raise KeyboardInterrupt
+
+    listener = Interrupt()
+    with pytest.raises((Stopped, KeyboardInterrupt)):
+        _interrupted(listener)
+    assert planned()["magpie"] == ("it was interrupted",)
+    sent = _count_requests(monkeypatch)
+    assert run()[0]["magpie"] == ("it was interrupted",)
+    assert 0 < sent[0] < 24 - 4
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    whole = recipe.load("r.yaml", out="whole")
+    _recipe_run.run(whole)
+    assert list(Artifact.open("whole/magpie").records()) == list(Artifact.open("runs/small/magpie").records())
+
+
+def _interrupted(listener: Any) -> None:
+    import os
+    import signal
+
+    class Kill:
+        def update(self, state: Any) -> None:
+            try:
+                listener.update(state)
+            except KeyboardInterrupt:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    _recipe_run.run(recipe.load("r.yaml"), progress=Kill())
+
+
+def _count_requests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    from ojak.engines.scripted import ScriptedEngine
+
+    sent = [0]
+    complete = ScriptedEngine._complete
+
+    def counted(self: Any, request: Any) -> Any:
+        sent[0] += 1
+        return complete(self, request)
+
+    monkeypatch.setattr(ScriptedEngine, "_complete", counted)
+    return sent
+
+
+def test_a_failed_stage_is_begun_again(folder: Path) -> None:
+    with pytest.raises(OjakError, match="cannot be taken"):
+        run("split.test=99")
+    assert planned() == {"magpie": (), "split": ("it was interrupted",), "report": ("it has not run yet",)}
+    assert run()[0]["split"] == ("it was interrupted",)
+
+
+def test_changed_code_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    sha256 = stages.code_sha256
+    split_code = stages.BY_NAME["split"].code
+    monkeypatch.setattr(_recipe_run, "code_sha256", lambda code: "0" if code == split_code else sha256(code))
+    assert planned() == {"magpie": (), "split": ("its code changed",), "report": ("split runs first",)}
+
+
+def test_stable_stages_do_not_drag_others_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    sha256 = stages.code_sha256
+    magpie_code = stages.BY_NAME["magpie"].code
+    monkeypatch.setattr(_recipe_run, "code_sha256", lambda code: "0" if code == magpie_code else sha256(code))
+    assert planned() == {"magpie": ("its code changed",), "split": (), "report": ()}
+    assert run()[0] == planned() | {"magpie": ("its code changed",)}
+    assert planned() == NOTHING
+
+
+def test_another_version_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ojak
+
+    run()
+    before = ojak.__version__
+    monkeypatch.setattr(ojak, "__version__", "9.9")
+    assert planned()["split"] == (f"ojak changed: {before} -> 9.9",)
+
+
+def test_a_result_changed_by_hand_is_a_reason(folder: Path) -> None:
+    run()
+    data = next(Path("runs/small/split/data").glob("train-*"))
+    data.write_bytes(data.read_bytes() + b"x")
+    assert "its result is damaged" in planned()["split"][0]
+    with pytest.raises(TargetExists):
+        run()
+    run(overwrite=True)
+    verify("runs/small/split")
+    page = Path("runs/small/report/index.html")
+    page.write_text("other", "utf-8")
+    assert planned()["report"] == ("its index.html was changed after it was made",)
+
+
+def test_a_damaged_run_is_told_and_made_anew_on_demand(folder: Path) -> None:
+    run()
+    data = next(Path("runs/small/magpie/data").glob("train-*"))
+    data.write_bytes(data.read_bytes()[:-5])
+    shutil.rmtree("runs/small/split")
+    shutil.rmtree("runs/small/report")
+    with pytest.raises(VerificationFailed):
+        run()
+    run(overwrite=True)
+    verify("runs/small/magpie")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff", b"[" * 10_000, b'{"complete": 1, "inputs": 3}']
+)
+def test_a_damaged_record(folder: Path, content: bytes) -> None:
+    run()
+    Path("runs/small/split/stage.json").write_bytes(content)
+    assert planned()["split"]
+    with pytest.raises(TargetExists):
+        run()
+    run(overwrite=True)
+    assert planned() == NOTHING
+
+
+def test_a_result_of_somebody_else_is_not_replaced(folder: Path) -> None:
+    run()
+    shutil.copytree("runs/small/split", "other/split")
+    Path("other/split/stage.json").unlink()
+    before = Artifact.open("other/split")
+    with pytest.raises(TargetExists, match="that no recipe made"):
+        _recipe_run.run(recipe.load("r.yaml", out="other"))
+    assert Artifact.open("other/split") == before
+    assert not Path("other/magpie").exists()
+
+
+def test_a_second_process_is_refused(folder: Path) -> None:
+    import threading
+
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with TargetLock(Path("runs/small")):
+            held.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    try:
+        with pytest.raises(Locked):
+            run()
+    finally:
+        release.set()
+        thread.join()
+
+
+def test_the_quickstart_is_sound() -> None:
+    path = Path(__file__).parent.parent / "recipes/quickstart.yaml"
+    found = recipe.load(path)
+    assert [item.stage.name for item in found.chosen] == ["pull", "magpie", "split", "report"]
+    assert found.resolved()["stages"]["magpie"]["model"] == "smollm2-135m-instruct"
+    assert path.read_text("utf-8").startswith("# ")

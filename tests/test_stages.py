@@ -1,0 +1,147 @@
+"""The table of stages is whole, and each function does what its row says."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from ojak import stages
+from ojak.artifact import Artifact, publish, verify
+from ojak.errors import TargetExists, UsageError
+from ojak.model import hub
+from ojak.records import Conversation, Message
+from ojak.stages import BY_NAME, PACKAGE, STAGES, Job, PullSettings, Stage, code_sha256
+
+
+def each(stage: Stage) -> str:
+    return stage.name
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=each)
+def test_a_row_is_whole(stage: Stage) -> None:
+    settings = stage.settings()
+    assert issubclass(settings, BaseModel)
+    assert settings.model_config.get("extra") == "forbid"
+    assert set(stage.own) | set(stage.limits) | set(stage.inherits) <= set(settings.model_fields)
+    assert set(stage.fields()) == set(settings.model_fields) - set(stage.own)
+    assert stage.what and stage.writes and (stage.run.__doc__ or "").strip()
+    assert all((PACKAGE / name).exists() for name in stage.code)
+
+
+def test_stages_read_only_earlier_ones() -> None:
+    names = [stage.name for stage in STAGES]
+    assert len(set(names)) == len(names)
+    for stage in STAGES:
+        earlier = names[: names.index(stage.name)]
+        assert set(stage.reads) <= set(earlier)
+        assert {other for other, _ in stage.inherits.values()} <= set(stage.uses)
+    assert {name: BY_NAME[name] for name in names} == dict(BY_NAME)
+
+
+def test_the_digest_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/a.py").write_text("1", "utf-8")
+    (tmp_path / "one.py").write_text("1", "utf-8")
+    monkeypatch.setattr(stages, "PACKAGE", tmp_path)
+
+    def digest() -> str:
+        code_sha256.cache_clear()
+        return code_sha256(("part", "one.py"))
+
+    found = [digest()]
+    (tmp_path / "part/notes.txt").write_text("not code", "utf-8")
+    (tmp_path / "other.py").write_text("not of the stage", "utf-8")
+    assert digest() == found[0]
+    for path in ("part/a.py", "one.py", "part/b.css"):
+        (tmp_path / path).write_text("2", "utf-8")
+        found.append(digest())
+    (tmp_path / "part/a.py").rename(tmp_path / "part/c.py")
+    found.append(digest())
+    assert len(set(found)) == len(found)
+    code_sha256.cache_clear()
+
+
+def pull_job(out: Path, name: str) -> Job:
+    return Job(PullSettings(model=name), out, accept_license=("gemma",))
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that stands for the weights of every model; `hub.find` gives it, and notes what it was asked."""
+    monkeypatch.setenv("OJAK_HOME", str(tmp_path / "home"))
+    path = tmp_path / "weights.gguf"
+    path.write_bytes(b"weights")
+
+    def find(name: str, *, accept_license: Any = (), notify: Any = None, offline: Any = None) -> Path:
+        notify(f"{name} {accept_license}")
+        return path
+
+    monkeypatch.setattr(hub, "find", find)
+    return path
+
+
+def test_pull_says_which_model_without_a_path(tmp_path: Path, weights: Path) -> None:
+    outcome = stages.pull(pull_job(tmp_path / "pull", "smollm2-135m-instruct"))
+    artifact = verify(tmp_path / "pull")
+    facts = artifact.stats["model"]
+    assert facts == outcome.facts
+    assert (facts["name"], facts["license"]) == ("smollm2-135m-instruct", "apache-2.0")
+    assert facts["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert str(tmp_path) not in (tmp_path / "pull/manifest.json").read_text("utf-8")
+
+
+def test_pull_of_a_path_keeps_its_name_only(tmp_path: Path, weights: Path) -> None:
+    assert stages.pull(pull_job(tmp_path / "pull", str(weights))).facts["name"] == "weights.gguf"
+    assert str(tmp_path) not in (tmp_path / "pull/manifest.json").read_text("utf-8")
+
+
+def test_pull_of_a_folder_hashes_its_files(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", "utf-8")
+    monkeypatch.setattr(hub, "find", lambda name, **_: folder)
+    first = stages.pull(pull_job(tmp_path / "a", "m")).facts["sha256"]
+    (folder / "config.json").write_text("{1}", "utf-8")
+    assert stages.pull(pull_job(tmp_path / "b", "m")).facts["sha256"] != first
+
+
+def test_pull_passes_consent_and_talk_on(tmp_path: Path, weights: Path) -> None:
+    said: list[str] = []
+    stages.pull(Job(PullSettings(model="m"), tmp_path / "pull", accept_license=("x",), notify=said.append))
+    assert said == ["m ('x',)"]
+
+
+def test_pull_again_leaves_its_result(tmp_path: Path, weights: Path) -> None:
+    stages.pull(pull_job(tmp_path / "pull", "m"))
+    before = Artifact.open(tmp_path / "pull")
+    stages.pull(pull_job(tmp_path / "pull", "m"))
+    assert Artifact.open(tmp_path / "pull") == before
+    weights.write_bytes(b"other weights")
+    with pytest.raises(TargetExists):
+        stages.pull(pull_job(tmp_path / "pull", "m"))
+
+
+def test_pull_needs_consent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OJAK_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("OJAK_ACCEPT_LICENSES", raising=False)
+    with pytest.raises(UsageError, match="terms that you have to accept"):
+        stages.pull(Job(PullSettings(model="gemma-3-270m"), tmp_path / "pull"))
+    assert not (tmp_path / "pull").exists()
+
+
+def test_split_and_report_read_magpie(tmp_path: Path) -> None:
+    turns = [Message(role="user", content="Why?"), Message(role="assistant", content="Because.")]
+    rows = [Conversation(str(row), turns) for row in range(10)]
+    source = publish(tmp_path / "magpie", kind="magpie", records=rows, config={})
+    job = Job(BY_NAME["split"].settings()(), tmp_path / "split", {"magpie": source.path})
+    assert stages.split(job).facts == {"train": 9, "test": 1}
+    inputs = {"magpie": source.path, "split": tmp_path / "split"}
+    outcome = stages.report(Job(BY_NAME["report"].settings()(), tmp_path / "report", inputs))
+    assert Path(outcome.facts["page"]) == tmp_path / "report/index.html"
+    assert (tmp_path / "report/index.html").is_file()
