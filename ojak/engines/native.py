@@ -120,7 +120,11 @@ class NativeEngine:
     def _generator(self, slots: int) -> Generator:
         model, plan = self.model, self.plan
         assert plan is not None
-        lanes = min(MOST_LANES, torch.get_num_threads(), max(1, slots // LEAST_LANE)) if model.device.type == "cpu" else 1
+        lanes = (
+            min(MOST_LANES, torch.get_num_threads(), max(1, slots // LEAST_LANE))
+            if model.device.type == "cpu"
+            else 1
+        )
         shape = replace(plan.shape, slots=-(-slots // lanes))
         tokenizer = model.tokenizer
         return Generator(
@@ -169,7 +173,9 @@ def generate(
 
     prompts: raw text (no chat template is added; the tokenizer's BOS is, if the model was trained with one) or token
     ids. stop: texts or token ids that end a completion, besides the model's own. Each prompt draws from its own seed,
-    derived from `seed` and its place. Raises UsageError for settings out of range, ResourceExhausted for lack of memory.
+    derived from `seed` and its place.
+
+    Raises UsageError for settings out of range, ResourceExhausted for lack of memory.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     stops = list(stop) if not isinstance(stop, str) else [stop]

@@ -12,9 +12,32 @@ from ojak.engines.base import Capabilities
 from ojak.model.request import Completion, Request
 
 Answer = Callable[[Request], str]
-_OPENINGS = ("Explain", "Describe", "Compare", "Summarise", "Plan", "Write a short text about", "Give three facts on")
-_SUBJECTS = ("the tides", "bread baking", "prime numbers", "a town library", "photosynthesis", "bicycle gears", "rain")
-_MANNERS = ("for a child", "in two sentences", "with an example", "as a list", "step by step", "for an engineer")
+_OPENINGS = (
+    "Explain",
+    "Describe",
+    "Compare",
+    "Summarise",
+    "Plan",
+    "Write a short text about",
+    "Give three facts on",
+)
+_SUBJECTS = (
+    "the tides",
+    "bread baking",
+    "prime numbers",
+    "a town library",
+    "photosynthesis",
+    "bicycle gears",
+    "rain",
+)
+_MANNERS = (
+    "for a child",
+    "in two sentences",
+    "with an example",
+    "as a list",
+    "step by step",
+    "for an engineer",
+)
 
 
 class ScriptedEngine:
@@ -48,7 +71,11 @@ class ScriptedEngine:
     def chat_prefix(self, system: str | None = None) -> ChatPrefix:
         opening = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
         return ChatPrefix(
-            f"{opening}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", (0,), ("<|im_end|>",), system
+            f"{opening}<|im_start|>user\n",
+            "<|im_end|>\n<|im_start|>assistant\n",
+            (0,),
+            ("<|im_end|>",),
+            system,
         )
 
     def count_tokens(self, text: str) -> int:
@@ -96,6 +123,9 @@ def scripted_text(request: Request) -> str:
     """A question where the prompt ends with the user's header, a reply where it ends with the assistant's."""
     digest = hashlib.sha256(f"{request.prompt}\0{request.seed}".encode()).digest()
     if str(request.prompt).rstrip().endswith("assistant"):
-        return f"Here is what can be said, in {digest[0] % 5 + 2} parts. First, it depends; second, case {digest.hex()[:8]}."
+        parts = digest[0] % 5 + 2
+        return (
+            f"Here is what can be said, in {parts} parts. First, it depends; second, case {digest.hex()[:8]}."
+        )
     pick = [options[digest[i] % len(options)] for i, options in enumerate((_OPENINGS, _SUBJECTS, _MANNERS))]
     return f"{' '.join(pick)}, thinking of case number {int.from_bytes(digest[3:5], 'big')}."

@@ -50,7 +50,9 @@ class SlotCache:
     Attention reads a layer's tensors whole: the CPU's batched products would copy a slice of them at every call.
     """
 
-    def __init__(self, config: DecoderConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: DecoderConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.config, self.shape, self.device, self.dtype = config, shape, device, dtype
         self.windows = [config.window(i) for i in range(config.num_hidden_layers)]
         K, E = config.num_key_value_heads, config.head_dim
@@ -64,7 +66,7 @@ class SlotCache:
         self.prefix_used = 0
 
     def fit(self, attended: int, *, shrink: bool = False) -> None:
-        """Makes each layer long enough for rows of `attended` tokens; with `shrink`, gives back what is far too long."""
+        """Makes each layer long enough for rows of `attended` tokens; `shrink` allows to make it far shorter."""
         for layer, window in enumerate(self.windows):
             wanted = min(self.shape.ring(window), -(-attended // LENGTH_STEP) * LENGTH_STEP)
             have = self.k[layer].shape[2]
@@ -81,7 +83,10 @@ class SlotCache:
         """A slot's first `length` keys and values of each layer; None where a ring has lost some of them."""
         if any(length > cache.shape[2] for cache in self.k):
             return None
-        return [(k[slot, :, :length].clone(), v[slot, :, :length].clone()) for k, v in zip(self.k, self.v, strict=True)]
+        return [
+            (k[slot, :, :length].clone(), v[slot, :, :length].clone())
+            for k, v in zip(self.k, self.v, strict=True)
+        ]
 
     def copy_in(self, slot: int, entries: list[tuple[Tensor, Tensor]], length: int) -> None:
         """Puts the first `length` entries that `copy_out` gave into a slot."""
@@ -103,7 +108,7 @@ class SlotCache:
 
 
 def _resized(kept: Tensor, length: int, room: Tensor) -> Tensor:
-    """The same entries at another length, in the same room. New entries are 0: masked ones are still multiplied by 0."""
+    """The same entries at another length, in the same room. New ones are 0: what is masked is multiplied by 0."""
     slots, K, before, E = kept.shape
     both = min(length, before)
     entries = kept[:, :, :both].clone()
@@ -145,7 +150,9 @@ class Masks:
             shared = _prefix_visible(own_NT, spans_N2, cache.prefix_used, window)
             kept = _ring_visible(own_NT, newest_N1, length, window)
             visible = torch.cat([shared, kept], -1)
-            self.by_window[window] = torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -1e30)
+            self.by_window[window] = torch.zeros(visible.shape, device=visible.device).masked_fill_(
+                ~visible, -1e30
+            )
 
 
 def _prefix_visible(own_NT: Tensor, spans_N2: Tensor, total: int, window: int | None) -> Tensor:
@@ -216,7 +223,9 @@ class DecodeAttend:
         mask = self.masks.by_window[window][:, None]
         q_NKGE = q_BTHE.view(N, K, H // K, E)
         cap = config.attn_logit_softcapping
-        out = attend_rows(q_NKGE, kv, (cache.prefix_k[layer], cache.prefix_v[layer]), mask, config.attention_scale, cap)
+        out = attend_rows(
+            q_NKGE, kv, (cache.prefix_k[layer], cache.prefix_v[layer]), mask, config.attention_scale, cap
+        )
         return out.reshape(1, N, H, E)
 
 
@@ -255,11 +264,15 @@ class PrefillAttend:
         K, C = config.num_key_value_heads, self.longest
         padded = q_BTHE.new_zeros(self.rows, C, H, E)
         padded[self.row_N, self.column_N] = q_BTHE[0, :used]
-        q_NKXE = padded.view(self.rows, C, K, H // K, E).transpose(1, 2).reshape(self.rows, K, C * (H // K), E)
+        q_NKXE = (
+            padded.view(self.rows, C, K, H // K, E).transpose(1, 2).reshape(self.rows, K, C * (H // K), E)
+        )
         kv = cache.k[layer][self.slots_N], cache.v[layer][self.slots_N]
         mask = self.masks.by_window[window].repeat_interleave(H // K, dim=1)[:, None]
         cap = config.attn_logit_softcapping
-        out = attend_rows(q_NKXE, kv, (cache.prefix_k[layer], cache.prefix_v[layer]), mask, config.attention_scale, cap)
+        out = attend_rows(
+            q_NKXE, kv, (cache.prefix_k[layer], cache.prefix_v[layer]), mask, config.attention_scale, cap
+        )
         out = out.view(self.rows, K, C, H // K, E).transpose(1, 2).reshape(self.rows, C, H, E)
         flat = q_BTHE.new_zeros(q_BTHE.shape)
         flat[0, :used] = out[self.row_N, self.column_N]

@@ -1,4 +1,4 @@
-"""`config.json` to DecoderConfig and back. The fields keep Hugging Face's names; each family's defaults are filled in."""
+"""`config.json` to DecoderConfig and back: Hugging Face's names, each family's defaults filled in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     model_type = "gemma3_text" if config.get("model_type") == "gemma3" else config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise InputRefused(
-            f"model type {str(model_type)[:80]!r} is not supported", why=f"supported are {', '.join(MODEL_TYPES)}"
+            f"model type {str(model_type)[:80]!r} is not supported",
+            why=f"supported are {', '.join(MODEL_TYPES)}",
         )
     try:
         values = _values(model_type, config)
@@ -81,7 +82,7 @@ def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layer_types(model_type: str, config: dict[str, Any]) -> tuple[str, ...]:
-    """Which layers see a window only: as listed, or by the family's pattern (Gemma 2 starts local, 1:1; Gemma 3 5:1)."""
+    """Which layers see a window only: as listed, or by the family's pattern (Gemma 2: 1 to 1; Gemma 3: 5 to 1)."""
     layers = int(config["num_hidden_layers"])
     if config.get("layer_types"):
         return tuple(str(kind) for kind in config["layer_types"])

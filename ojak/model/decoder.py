@@ -27,7 +27,12 @@ from ojak.errors import InputRefused
 from ojak.model.attention import CausalAttention
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-LIMITS = {"vocab_size": 1 << 21, "hidden_size": 1 << 16, "intermediate_size": 1 << 19, "num_hidden_layers": 1 << 10}
+LIMITS = {
+    "vocab_size": 1 << 21,
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 19,
+    "num_hidden_layers": 1 << 10,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with RoPE; queries and keys normed per head where the family does so (Qwen 3, Gemma 3)."""
+    """Grouped-query attention with RoPE; queries and keys are normed per head in Qwen 3 and Gemma 3."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -133,7 +138,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(D, H * E, bias=bias)
         self.k_proj = nn.Linear(D, K * E, bias=bias)
         self.v_proj = nn.Linear(D, K * E, bias=bias)
-        self.o_proj = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
+        self.o_proj: nn.Module = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
         self.fused_qkv: nn.Module | None = None  # one product for all three, set by fuse.py for generation
         norm = RMSNorm if config.qk_norm else None
         self.q_norm = norm(E, config.rms_norm_eps, config.norm_offset) if norm else nn.Identity()
@@ -159,7 +164,7 @@ class MLP(nn.Module):
         D, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(D, inner, bias=False)
         self.up_proj = nn.Linear(D, inner, bias=False)
-        self.down_proj = nn.Linear(inner, D, bias=False)
+        self.down_proj: nn.Module = nn.Linear(inner, D, bias=False)
         self.fused_gate_up: nn.Module | None = None
         self.silu = config.hidden_act == "silu"
 
@@ -229,14 +234,18 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Trunk(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+    def forward(
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend | None = None
+    ) -> Tensor:
         return self.logits(self.hidden(ids_BT, positions_BT, attend))
 
-    def hidden(self, ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+    def hidden(
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend | None = None
+    ) -> Tensor:
         """The last hidden states (B, T, D), normed, before the output layer."""
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)

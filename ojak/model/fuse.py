@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ojak.model.decoder import Decoder
+from ojak.model.decoder import Decoder, Layer
 
 LAYOUT_ROWS = 256  # the number of rows that the layout is chosen for
 
@@ -21,12 +21,13 @@ LAYOUT_ROWS = 256  # the number of rows that the layout is chosen for
 class JoinedLinear(nn.Module):
     """Several linear layers of one input as one product; its output is split where theirs end."""
 
-    def __init__(self, layers: Sequence[nn.Linear], *, laid_out: bool) -> None:
+    def __init__(self, layers: Sequence[nn.Module], *, laid_out: bool) -> None:
         super().__init__()
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-        self.widths = [layer.out_features for layer in layers]
+        weights = [layer.get_parameter("weight").detach() for layer in layers]
+        biases = [bias.detach() for layer in layers if isinstance(bias := layer.bias, Tensor)]
+        self.bias = torch.cat(biases) if biases else None
+        self.widths = [len(weight) for weight in weights]
+        weight = torch.cat(weights)
         self.weight = lay_out(weight) if laid_out else weight
         self.laid_out = laid_out
 
@@ -53,8 +54,12 @@ def lay_out(weight: Tensor) -> Tensor:
 
 def can_lay_out(decoder: Decoder) -> bool:
     """Whether laid-out products exist here for this model's weights and agree with plain ones."""
-    weight = decoder.model.layers[0].mlp.gate_proj.weight.detach()  # pyright: ignore[reportAttributeAccessIssue]
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    weight = decoder.get_parameter("model.layers.0.mlp.gate_proj.weight").detach()
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype != torch.bfloat16
+        or not torch.backends.mkldnn.is_available()
+    ):
         return False
     x = torch.ones(4, weight.shape[1], dtype=weight.dtype)
     try:
@@ -74,6 +79,7 @@ def fuse(decoder: Decoder) -> None:
     """Makes a decoder ready for generation. Its parameters stay as they are; changing them later has no effect."""
     laid_out = can_lay_out(decoder)
     for layer in decoder.model.layers:
+        assert isinstance(layer, Layer)
         attention, mlp = layer.self_attn, layer.mlp
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         attention.fused_qkv = JoinedLinear(qkv, laid_out=laid_out)

@@ -2,15 +2,16 @@
 
     while requests are left or slots are busy:
         refill    free slots take the next requests; a prefix that several share is computed once
-        prefill   their prompts, all but the last token, in tiles of a fixed number of tokens
+        prefill   their prompts, all but the last token, in tiles of up to 256 tokens
         step      the decoder runs over one token of each slot; each row draws its next token by its own settings
         finish    rows that stopped are handed out, their slots are free at once
 
-Slots lie in lanes. On a CPU each lane has a thread and steps at its own pace, so that no core waits for another one at
-each of the thousand small operations of a step; on a GPU there is one lane. When requests run out, the batch steps down a ladder of smaller sizes. A row's text depends on its prompt, settings and
-seed alone: its random numbers are a function of (seed, token index), and sizes are used only where `invariance.py`
-has found that they leave a row's bits as they are. Where even the prefill tile changes them, prompts go through the
-decode step token by token, at one size and one length.
+Slots lie in lanes. On a CPU each lane has a thread and steps at its own pace, so that no core waits for another one
+at each of the thousand small operations of a step; on a GPU there is one lane. When requests run out, the batch steps
+down a ladder of smaller sizes. A row's text depends on its prompt, settings and seed alone: its random numbers are a
+function of (seed, token index), and sizes are used only where `invariance.py` has found that they leave a row's bits
+as they are. Where even the prefill tile changes them, prompts go through the decode step token by token, at one size
+and one length.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from ojak.model.request import Completion, Request
 from ojak.model.sampling import draw, token_logprobs, uniform
 from ojak.model.tokenizer import Tokenizer
 
+TILE_STEP = 32  # a prefill tile is padded to a multiple of this
+FED_BY_STEPS = 8  # so few prompt tokens go through the decode steps: a tile of its own would cost more
 LEAST_REUSED = 4  # tokens of kept context from which on copying it pays
 KEPT_PER_SLOT = 4  # contexts kept for reuse, for each slot of a lane
 MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
@@ -207,7 +210,9 @@ class Lane:
     def _enter(self, request: Request) -> Slot:
         ids = self._ids(request.prompt)
         if not ids:
-            raise InputRefused("a prompt without a single token", fix="give at least one token, such as the BOS")
+            raise InputRefused(
+                "a prompt without a single token", fix="give at least one token, such as the BOS"
+            )
         span = self._shared(request, ids)
         own = len(ids) - (span[1] - span[0])
         if own + request.max_tokens > self.shape.capacity:
@@ -269,7 +274,7 @@ class Lane:
     # -- prefill ----------------------------------------------------------------------------------------------------
 
     def _prefill(self) -> None:
-        """Feeds the prompts of all slots up to their last token, in tiles of PREFILL_TOKENS."""
+        """Feeds the longer prompts of all slots up to their last token, in tiles of up to PREFILL_TOKENS."""
         while pieces := self._next_tile():
             self._feed(pieces)
 
@@ -278,7 +283,7 @@ class Lane:
         pieces: list[Piece] = []
         room = PREFILL_TOKENS
         for index, slot in enumerate(self.slots):
-            if slot is None or len(slot.pending) < 2 or not room:
+            if slot is None or len(slot.pending) <= FED_BY_STEPS or not room:
                 continue
             count = min(room, len(slot.pending) - 1)
             pieces.append(Piece(tuple(slot.pending[:count]), index, slot.own, slot.span))
@@ -291,7 +296,7 @@ class Lane:
         ids = [token for piece in pieces for token in piece.ids]
         starts = [piece.start + piece.span[1] - piece.span[0] for piece in pieces]
         positions = [at + i for at, piece in zip(starts, pieces, strict=True) for i in range(len(piece.ids))]
-        pad = [0] * (PREFILL_TOKENS - len(ids))
+        pad = [0] * (-len(ids) % TILE_STEP)
         self.cache.fit(self._longest())
         attend = PrefillAttend(self.cache, pieces)
         ids_BT = torch.tensor([ids + pad], device=self.device)

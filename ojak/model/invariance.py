@@ -73,16 +73,18 @@ class _Probe:
         return torch.cat([x_ND, self.decoder.logits(self.decoder.model.norm(x_ND))], -1)
 
     def prefill_agrees(self) -> bool:
-        """A piece of a prompt: in a tile of its own, behind another row's tokens, and cut in two."""
+        """A piece of a prompt: in a tile of its own, in a small one, behind another row's tokens, and cut in two."""
         count = min(10, self.cache.shape.capacity - 1)
         if self.cache.shape.slots < 2 or count < 2:
             return True
         alone = self._piece_outputs([(0, 0, count)])[0]
+        small = self._piece_outputs([(0, 0, count)], tile=32)[0]
         other = min(LENGTH_STEP * 3, self.cache.shape.capacity - 1, PREFILL_TOKENS - count)
         beside = self._piece_outputs([(1, 0, other), (0, 0, count)])[1]
         first = self._piece_outputs([(0, 0, count // 2)])[0]
         second = self._piece_outputs([(0, count // 2, count)])[0]
-        return torch.equal(alone, beside) and torch.equal(alone, torch.cat([first, second]))
+        others = beside, small, torch.cat([first, second])
+        return all(torch.equal(alone, other) for other in others)
 
     def decode_agrees_with_prefill(self) -> bool:
         """The same tokens of one slot as a prompt, and one by one."""
@@ -102,13 +104,13 @@ class _Probe:
         x_ND[0] = self.x_ND[position]
         return self._run(x_ND, [position] * rows, attend)[0]
 
-    def _piece_outputs(self, runs: list[tuple[int, int, int]]) -> list[Tensor]:
+    def _piece_outputs(self, runs: list[tuple[int, int, int]], tile: int = PREFILL_TOKENS) -> list[Tensor]:
         """Feeds tokens begin..end of each (slot, begin, end), whose values depend on begin..end and the slot alone."""
         self.cache.fit(max(end for _, _, end in runs))
         pieces = [Piece((0,) * (end - begin), slot, begin, (0, 0)) for slot, begin, end in runs]
         values = [self.x_ND[begin + 7 * slot : end + 7 * slot] for slot, begin, end in runs]
         used = sum(len(value) for value in values)
-        x_ND = torch.cat([*values, self.x_ND.new_zeros(PREFILL_TOKENS - used, self.x_ND.shape[1])])
-        positions = [p for _, begin, end in runs for p in range(begin, end)] + [0] * (PREFILL_TOKENS - used)
+        x_ND = torch.cat([*values, self.x_ND.new_zeros(tile - used, self.x_ND.shape[1])])
+        positions = [p for _, begin, end in runs for p in range(begin, end)] + [0] * (tile - used)
         out = self._run(x_ND, positions, PrefillAttend(self.cache, pieces))
         return list(out[:used].split([len(value) for value in values]))

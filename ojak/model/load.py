@@ -50,7 +50,9 @@ class Model:
     def save(self, folder: Path | str) -> Path:
         """Writes a Hugging Face folder that transformers and vLLM load. Raises TargetExists if it is there."""
         tied = self.config.tie_word_embeddings
-        tensors = ((n, t) for n, t in self.decoder.state_dict().items() if not (tied and n == "lm_head.weight"))
+        tensors = (
+            (n, t) for n, t in self.decoder.state_dict().items() if not (tied and n == "lm_head.weight")
+        )
         stops = {"eos_token_id": list(self.stop_ids), "bos_token_id": self.tokenizer.bos_id}
         return checkpoint.save(
             Path(folder), config_to_hf(self.config), tensors, self.tokenizer, self.chat_template, stops
@@ -100,7 +102,10 @@ def load_model(
 
 
 def read_source(
-    name_or_path: str | os.PathLike[str], *, accept_license: Collection[str] = (), notify: Notify | None = None
+    name_or_path: str | os.PathLike[str],
+    *,
+    accept_license: Collection[str] = (),
+    notify: Notify | None = None,
 ) -> Source:
     """A model's files, checked and described, its weights not yet read."""
     path = hub.find(name_or_path, accept_license=accept_license, notify=notify)
@@ -125,7 +130,9 @@ def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: tor
                 why=f"its shape is {tuple(tensor.shape)}; the configuration asks for {expected}",
             )
         if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-            raise InputRefused(f"the weight {name[:200]!r} holds infinities or NaNs", fix="use another copy of the model")
+            raise InputRefused(
+                f"the weight {name[:200]!r} holds infinities or NaNs", fix="use another copy of the model"
+            )
         _assign(decoder, name, tensor.to(device=device, dtype=dtype))
     if missing:
         raise InputRefused(f"{len(missing)} weights are missing", why=f"the first is {next(iter(missing))}")

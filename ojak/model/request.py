@@ -38,7 +38,9 @@ class Sampling:
         }
         for name, ok in fine.items():
             if not ok:
-                raise UsageError(f"{name} = {getattr(self, name)} makes no sense", fix=f"see the range of {name}")
+                raise UsageError(
+                    f"{name} = {getattr(self, name)} makes no sense", fix=f"see the range of {name}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that differ from plain sampling, with temperature and top_p always there."""

@@ -17,7 +17,9 @@ from ojak.model.request import Sampling
 
 BLOCK = 256  # the vocabulary is searched in blocks of this many tokens
 CHUNK_ROWS = 16  # rows worked on at once: their float32 logits stay in the cache (3 MB at 49k tokens)
-CANDIDATES = 1024  # nucleus sampling looks at this many most probable tokens before it sorts the whole vocabulary
+CANDIDATES = (
+    1024  # nucleus sampling looks at this many most probable tokens before it sorts the whole vocabulary
+)
 
 
 def uniform(seeds: Tensor, counters: Tensor) -> Tensor:
@@ -46,9 +48,11 @@ def argmax(logits_NV: Tensor) -> Tensor:
 
 
 def in_blocks(weights_NV: Tensor) -> Tensor:
-    """(N, V) as (N, V / BLOCK, BLOCK), padded with zeros. Summed block by block, a row's sum is the same in any batch."""
+    """(N, V) as (N, V / BLOCK, BLOCK), padded with zeros. A row's sum by blocks is the same in any batch."""
     N, V = weights_NV.shape
-    return F.pad(weights_NV, (0, -V % BLOCK)).view(N, -1, BLOCK) if V % BLOCK else weights_NV.view(N, -1, BLOCK)
+    return (
+        F.pad(weights_NV, (0, -V % BLOCK)).view(N, -1, BLOCK) if V % BLOCK else weights_NV.view(N, -1, BLOCK)
+    )
 
 
 def invert(weights_NV: Tensor, uniforms_N: Tensor) -> Tensor:
@@ -72,7 +76,11 @@ def _first_past(ends: Tensor, target: Tensor, allowed: Tensor) -> Tensor:
 
 
 def draw(
-    logits_NV: Tensor, settings: Sequence[Sampling], uniforms_N: Tensor, is_first: Sequence[bool], seen: Sequence[Tensor | None]
+    logits_NV: Tensor,
+    settings: Sequence[Sampling],
+    uniforms_N: Tensor,
+    is_first: Sequence[bool],
+    seen: Sequence[Tensor | None],
 ) -> Tensor:
     """One token for each row.
 
@@ -81,7 +89,9 @@ def draw(
     """
     tokens = torch.empty(len(settings), dtype=torch.int64, device=logits_NV.device)
     temperatures = [_temperature(s, first) for s, first in zip(settings, is_first, strict=True)]
-    plain = [t == 0 and not _edits(s, first) for s, t, first in zip(settings, temperatures, is_first, strict=True)]
+    plain = [
+        t == 0 and not _edits(s, first) for s, t, first in zip(settings, temperatures, is_first, strict=True)
+    ]
     if all(plain):
         return argmax(logits_NV)
     greedy = [i for i, flag in enumerate(plain) if flag]
@@ -90,20 +100,33 @@ def draw(
     others = [i for i, flag in enumerate(plain) if not flag]
     for at in range(0, len(others), CHUNK_ROWS):
         rows = others[at : at + CHUNK_ROWS]
-        logits = edit(logits_NV[rows].float(), [settings[i] for i in rows], [is_first[i] for i in rows], [seen[i] for i in rows])
-        tokens[rows] = draw_chunk(logits, [settings[i] for i in rows], [temperatures[i] for i in rows], uniforms_N[rows])
+        logits = edit(
+            logits_NV[rows].float(),
+            [settings[i] for i in rows],
+            [is_first[i] for i in rows],
+            [seen[i] for i in rows],
+        )
+        tokens[rows] = draw_chunk(
+            logits, [settings[i] for i in rows], [temperatures[i] for i in rows], uniforms_N[rows]
+        )
     return tokens
 
 
 def _temperature(sampling: Sampling, first: bool) -> float:
-    return sampling.first_temperature if first and sampling.first_temperature is not None else sampling.temperature
+    return (
+        sampling.first_temperature
+        if first and sampling.first_temperature is not None
+        else sampling.temperature
+    )
 
 
 def _edits(sampling: Sampling, first: bool) -> bool:
     return sampling.repetition_penalty != 1 or bool(first and sampling.banned_first)
 
 
-def edit(logits: Tensor, settings: Sequence[Sampling], is_first: Sequence[bool], seen: Sequence[Tensor | None]) -> Tensor:
+def edit(
+    logits: Tensor, settings: Sequence[Sampling], is_first: Sequence[bool], seen: Sequence[Tensor | None]
+) -> Tensor:
     """Applies repetition penalties and first-token bans, in place; `logits` float32 (n, V)."""
     for i, (sampling, first, ids) in enumerate(zip(settings, is_first, seen, strict=True)):
         if sampling.repetition_penalty != 1 and ids is not None:
@@ -115,11 +138,15 @@ def edit(logits: Tensor, settings: Sequence[Sampling], is_first: Sequence[bool],
     return logits
 
 
-def draw_chunk(logits: Tensor, settings: Sequence[Sampling], temperatures: Sequence[float], uniforms: Tensor) -> Tensor:
+def draw_chunk(
+    logits: Tensor, settings: Sequence[Sampling], temperatures: Sequence[float], uniforms: Tensor
+) -> Tensor:
     """Draws a few rows: logits float32 (n, V), already edited. A temperature of 0 takes the largest."""
     device = logits.device
     heat = torch.tensor(temperatures, device=device)
-    scaled = (logits - logits.amax(-1, keepdim=True)) / torch.where(heat > 0, heat, torch.ones_like(heat))[:, None]
+    scaled = (logits - logits.amax(-1, keepdim=True)) / torch.where(heat > 0, heat, torch.ones_like(heat))[
+        :, None
+    ]
     weights = scaled.exp_()
     if any(s.top_p < 1 or s.top_k or s.min_p for s in settings):
         weights = cut(weights, settings)
@@ -144,7 +171,9 @@ def cut(weights: Tensor, settings: Sequence[Sampling]) -> Tensor:
 def _floor(ranked: Tensor, weights: Tensor, total: float, sampling: Sampling) -> Tensor:
     """The smallest weight that top-k and then top-p keep in one row; `ranked` its largest weights, in order."""
     whole = False
-    if sampling.top_k > len(ranked) or (not sampling.top_k and float(ranked.sum(dtype=torch.float64)) < sampling.top_p * total):
+    if sampling.top_k > len(ranked) or (
+        not sampling.top_k and float(ranked.sum(dtype=torch.float64)) < sampling.top_p * total
+    ):
         ranked, whole = weights.sort(descending=True).values, True
     if sampling.top_k:
         ranked = ranked[: sampling.top_k]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
@@ -21,9 +21,9 @@ GROWING = {"max_instruction_tokens", "max_response_tokens"}  # rows cut by a sma
 class MagpieConfig(BaseModel):
     """Settings of `synthesize_magpie`; `rows` counts sampled instructions, of which rules drop some.
 
-    `system` is a domain ("@math", "@code", "@translation") or a text; `language` a code such as "de". `grid` is a preset
-    ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules on an
-    instruction's first token. Caps are in tokens.
+    `system` is a domain ("@math", "@code", "@translation") or a text; `language` a code such as "de". `grid` is a
+    preset ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules
+    on an instruction's first token. Caps are in tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,7 +31,7 @@ class MagpieConfig(BaseModel):
     model: str
     out: Path
     rows: int = Field(ge=1, le=100_000_000)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     system: str | None = None
     language: str | None = None
     grid: str = "default"
@@ -52,6 +52,13 @@ class MagpieConfig(BaseModel):
     def _grid_reads(cls, grid: str) -> str:
         parse_grid(grid)
         return grid
+
+    @model_validator(mode="after")
+    def _settings_make_sense(self) -> Self:
+        """Says so before a model is loaded: UsageError for an unknown domain or language, or sampling out of range."""
+        _ = self.system_text, self.response_sampling
+        Sampling(first_temperature=self.first_temperature)
+        return self
 
     @property
     def cells(self) -> Grid:

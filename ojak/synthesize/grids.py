@@ -1,7 +1,7 @@
 """Sampling grids for instructions: (temperature, top-p) pairs, one row of text drawn from each in turn.
 
-The presets `air` and `pro` are those of the Magpie paper (arXiv 2406.08464, Table 7), with its shares of rows; heat buys
-variety and costs quality (Figure 11 there).
+The presets `air` and `pro` are those of the Magpie paper (arXiv 2406.08464, Table 7), with its shares of rows; heat
+buys variety and costs quality (Figure 11 there).
 """
 
 from __future__ import annotations

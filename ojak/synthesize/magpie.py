@@ -89,6 +89,7 @@ class MagpieRun:
         self.in_flight = 0
         self.ready: deque[Request] = deque()
         self.stopped: str | None = None
+        self.busy = False  # doing its books: a signal waits until they are done
         self.progress = Progress(config.rows)
         self.ledger_seconds = 0.0
         self.new_tokens = 0
@@ -102,14 +103,18 @@ class MagpieRun:
         """Runs until every row is finished or a budget is spent (`stopped` says which)."""
         longest = self._longest()
         for completion in self.engine.generate(self._requests(), longest=longest):
+            self.busy = True
             self._record(completion)
             self._judge()
+            self.busy = False
             if self.stopped:
                 break
 
     def settle(self) -> None:
         """Adds the time not yet counted to the ledger's totals. After `run`, however it ended."""
         self._count_time()
+        if all(row.finished for row in self.rows):  # the budget went with the last row: nothing was left out
+            self.stopped = None
 
     def _requests(self) -> Iterator[Request | None]:
         """What the engine should do next: responses that are ready first, then instructions, in row order."""
@@ -126,7 +131,9 @@ class MagpieRun:
                     self.in_flight += 1
                     yield request
                 else:
+                    self.busy = True
                     self._judge()
+                    self.busy = False
             elif self.in_flight:
                 yield None
             else:
@@ -183,7 +190,9 @@ class MagpieRun:
         assert row.asked is not None
         if row.asked.state == "failed":
             return "failed"
-        clean = sanitize(row.asked.text, row.asked.finish_reason or "", special_tokens=self.engine.special_tokens)
+        clean = sanitize(
+            row.asked.text, row.asked.finish_reason or "", special_tokens=self.engine.special_tokens
+        )
         row.instruction, row.edits = clean.text, clean.edits
         if clean.reason:
             return clean.reason
@@ -192,6 +201,9 @@ class MagpieRun:
 
     def _check(self, row: Row) -> None:
         assert row.answered is not None
+        if row.answered.state == "failed":
+            row.reason = "failed"
+            return
         text, reason = row.answered.text.strip(), row.answered.finish_reason or ""
         row.reason = check_response(
             text, reason, instruction=row.instruction, special_tokens=self.engine.special_tokens
@@ -205,11 +217,12 @@ class MagpieRun:
         bad = Counter(row.reason for row in first if row.stage == "instruction" and row.reason)
         if sum(bad.values()) < PROBE_REFUSED * len(first):
             return
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in bad.most_common(3))
         examples = [repr(row.asked.text[:60]) for row in first if row.reason and row.asked][:3]
         raise InputRefused(
             "this model does not write a user's turns from its chat template",
             why=f"of its first {len(first)} instructions {sum(bad.values())} are unusable "
-            f"({', '.join(f'{reason}: {count}' for reason, count in bad.most_common(3))}), such as {', '.join(examples)}",
+            f"({reasons}), such as {', '.join(examples)}",
             fix="use an instruction-tuned model with its own chat template, a lower temperature (--grid 0.7:1.0), "
             "or a larger --max-instruction-tokens if they are cut",
         )
@@ -327,7 +340,7 @@ class MagpieRun:
 
     def rejected(self) -> Iterator[Rejected]:
         for row in self.rows:
-            if row.reason is not None and row.asked:
+            if row.reason not in (None, "failed") and row.asked:
                 answered = row.answered
                 reply: list[Message] = [{"role": "assistant", "content": answered.text}] if answered else []
                 yield Rejected(

@@ -33,32 +33,36 @@ def synthesize_magpie(
 ) -> Artifact:
     """Makes an instruction data set from an aligned model, or continues one, in the folder `config.out`.
 
-    Without `engine`, `config.model` is loaded into the embedded one ("scripted" names the engine without a model). A run
-    stopped by a budget publishes what it has (`stats["stopped"]` says which). One stopped by Ctrl-C or SIGTERM does so,
-    too, and raises Stopped.
+    Without `engine`, `config.model` is loaded into the embedded one ("scripted" names the engine without a model).
+    A run stopped by a budget publishes what it has (`stats["stopped"]` says which). One stopped by Ctrl-C or SIGTERM
+    does so, too, and raises Stopped.
 
     Raises ResumeRefused if the folder holds a run with other settings, TargetExists if nothing may be resumed there,
     Locked if another process works in it, InputRefused for a model that cannot do this, ResourceExhausted.
     """
     out = Path(config.out)
     with TargetLock(out):
-        _check_resume(config, out)
-        if finished := _finished(config, out):
+        check_folder(config, out)
+        if finished := finished_artifact(config, out):
             return finished
         begin = time.perf_counter()
         engine = engine or load_engine(config)
         with Ledger(out / LEDGER) as ledger:
             _check_settings(config, engine, ledger)
             run = MagpieRun(config, engine, ledger, progress)
-            with _signals() as received:
+            with _signals(run) as received:
                 try:
                     run.run()
                 except KeyboardInterrupt:
-                    run.stopped = "signal"
+                    run.stopped = run.stopped or "signal"
                 run.settle()
             artifact = _publish(run, out, loading_s=run.started - begin)
     if received:
-        raise Stopped(received[0], f"stopped; {artifact.counts['rows']} rows are kept in {out}", fix="run it again to go on")
+        raise Stopped(
+            received[0],
+            f"stopped; {artifact.counts['rows']} rows are kept in {out}",
+            fix="run it again to go on",
+        )
     return artifact
 
 
@@ -74,19 +78,29 @@ def load_engine(config: MagpieConfig) -> Engine:
     return NativeEngine(load_model(config.model, accept_license=config.accept_license))
 
 
-def _check_resume(config: MagpieConfig, out: Path) -> None:
+def check_folder(config: MagpieConfig, out: Path) -> None:
+    """Raises TargetExists or ResumeRefused where `config.resume` and what is in the folder do not go together."""
     has_run = (out / LEDGER).exists()
     if has_run and config.resume == "never":
         raise TargetExists(
-            f"{out} holds a run already", why="--resume never", fix="choose another folder, or allow it to be resumed"
+            f"{out} holds a run already",
+            why="--resume never",
+            fix="choose another folder, or allow it to be resumed",
         )
     if not has_run and config.resume == "always":
-        raise ResumeRefused(f"{out} holds no run to resume", why="--resume always", fix="check the folder's name")
+        raise ResumeRefused(
+            f"{out} holds no run to resume", why="--resume always", fix="check the folder's name"
+        )
     if not has_run and (out / "manifest.json").exists():
         raise TargetExists(f"{out} holds another artifact", fix="choose another folder")
+    taken = [name for name in ("data", "rejected", "README.md") if (out / name).exists()]
+    if taken and not has_run:  # said now, not when hours of generation are to be published
+        raise TargetExists(
+            f"{out} holds {', '.join(taken)}", why="it is not ours to replace", fix="choose another folder"
+        )
 
 
-def _finished(config: MagpieConfig, out: Path) -> Artifact | None:
+def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
     """The artifact, if it is there, whole, and what this very configuration makes."""
     if not (out / "manifest.json").exists():
         return None
@@ -97,19 +111,18 @@ def _finished(config: MagpieConfig, out: Path) -> Artifact | None:
 
 def _recorded(config: MagpieConfig) -> dict[str, Any]:
     """The configuration as the manifest keeps it: without where it lies and how far one run went."""
-    kept = config.model_dump(mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"})
+    kept = config.model_dump(
+        mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"}
+    )
     return kept | {"system_text": config.system_text, "cells": [list(cell) for cell in config.cells]}
 
 
 def _check_settings(config: MagpieConfig, engine: Engine, ledger: Ledger) -> None:
     """Compares with the settings that the folder was begun with; records them if it is new."""
-    now = {**config.shaping(), **{f"engine.{k}": v for k, v in engine.identity.items()}}
-    caps = {name: getattr(config, name) for name in sorted(GROWING)} | {"rows": config.rows}
-    before, caps_before = ledger.get_meta("settings"), ledger.get_meta("caps") or {}
-    if before is not None:
-        changed = [f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)]
-        changed += [f"{k}: {caps_before[k]} -> {caps[k]} (may only grow)" for k in caps_before if caps[k] < caps_before[k]]
-        if changed:
+    now, caps = begun_settings(config, engine.identity), begun_caps(config)
+    if ledger.counts():  # a folder in which nothing was done yet takes any settings
+        before, caps_before = ledger.get_meta("settings") or {}, ledger.get_meta("caps") or {}
+        if changed := changes(before, now, caps_before, caps):
             raise ResumeRefused(
                 f"{config.out} was begun with other settings",
                 why="; ".join(changed),
@@ -119,16 +132,44 @@ def _check_settings(config: MagpieConfig, engine: Engine, ledger: Ledger) -> Non
     ledger.set_meta("caps", caps)
 
 
+def begun_settings(config: MagpieConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    """What a run remembers of how it was begun: all that shapes a row."""
+    return {**config.shaping(), **{f"engine.{name}": value for name, value in identity.items()}}
+
+
+def begun_caps(config: MagpieConfig) -> dict[str, int]:
+    """The settings that may grow."""
+    return {name: getattr(config, name) for name in (*sorted(GROWING), "rows")}
+
+
+def changes(
+    before: dict[str, Any], now: dict[str, Any], caps_before: dict[str, int], caps: dict[str, int]
+) -> list[str]:
+    """What keeps a run from being continued: each changed setting, each cap that shrank."""
+    changed = [
+        f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)
+    ]
+    shrunk = [
+        f"{k}: {caps_before[k]} -> {caps[k]} (may only grow)" for k in caps_before if caps[k] < caps_before[k]
+    ]
+    return changed + shrunk
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Turns the first Ctrl-C or SIGTERM into KeyboardInterrupt, and notes which it was; a second one acts as usual."""
+def _signals(run: MagpieRun) -> Iterator[list[int]]:
+    """Turns the first Ctrl-C or SIGTERM into KeyboardInterrupt, and notes which it was; a second one acts as usual.
+
+    While the run does its books (`run.busy`) it is only told to stop, so that no row is left half judged.
+    """
     received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         for which, handler in previous.items():
             signal.signal(which, handler)
-        raise KeyboardInterrupt
+        run.stopped = run.stopped or "signal"
+        if not run.busy:
+            raise KeyboardInterrupt
 
     previous: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -142,7 +183,9 @@ def _signals() -> Iterator[list[int]]:
 
 def _publish(run: MagpieRun, out: Path, loading_s: float) -> Artifact:
     seconds = run.ledger.totals().seconds
-    sides = {kind: sum(e.token_count for e in run.ledger.entries(kind)) for kind in ("instruction", "response")}
+    sides = {
+        kind: sum(e.token_count for e in run.ledger.entries(kind)) for kind in ("instruction", "response")
+    }
     tokens = sum(sides.values())
     stats = {
         "completion_tokens": tokens,
@@ -167,6 +210,7 @@ def _publish(run: MagpieRun, out: Path, loading_s: float) -> Artifact:
         records=run.accepted(),
         rejected=run.rejected(),
         config=_recorded(run.config),
+        counts={"failed": sum(row.reason == "failed" for row in run.rows)},
         stats=stats,
         replace=True,
     )
@@ -186,7 +230,15 @@ def hardware() -> dict[str, Any]:
 def summary(artifact: Artifact) -> dict[str, Any]:
     """What `--json` prints; totals over all runs of a resumed folder."""
     stats, counts = artifact.stats, artifact.counts
-    names = ("completion_tokens", "instruction_tokens", "response_tokens", "seconds", "tokens_per_s", "pending", "stopped")
+    names = (
+        "completion_tokens",
+        "instruction_tokens",
+        "response_tokens",
+        "seconds",
+        "tokens_per_s",
+        "pending",
+        "stopped",
+    )
     engine = stats.get("engine", {})
     return {
         "rows": counts["rows"],

@@ -19,6 +19,7 @@ class LlamaCpp:
         params.n_ctx, params.n_parallel, params.warmup = 256, 1, False
         params.cpuparams.n_threads = 1
         self.server = xllamacpp.Server(params)
+        self.next_token([0], 1)  # a server that is closed before its main loop runs waits for ever
 
     def _post(self, route: str, content: dict[str, Any]) -> dict[str, Any]:
         url = self.server.listening_address + route
