@@ -195,6 +195,14 @@ def test_dry_run_prints_the_plan_and_writes_nothing(folder: Path, monkeypatch: p
     assert list(folder.iterdir()) == []
 
 
+def test_dry_run_of_the_real_plan(folder: Path) -> None:
+    result = magpie("--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["rows"] == 12
+    assert magpie("--dry-run").stdout.strip()
+    assert not Path("d").exists()
+
+
 # ------------------------------------------------------------------------------------------------------ artifacts
 
 

@@ -197,10 +197,11 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     publish(Path("d"), kind="test", records=[Conversation(str(i), turns) for i in range(200)], config={})
     process = start("show", "d", "--rows", "0")
     assert process.stdout is not None and process.stderr is not None
-    process.stdout.read(10)
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(30) == 128 + signal.SIGPIPE
+    with process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_a_terminal_without_unicode() -> None:

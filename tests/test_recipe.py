@@ -93,6 +93,7 @@ def test_magpie_takes_the_model_of_pull(folder: Path) -> None:
         ("name: small", "nmae: small", "r.yaml:2:1: there is no setting 'nmae'; did you mean 'name'?"),
         ("  report:", "  report: {title: x}", "r.yaml:8:12: there is no setting 'report.title'; it has none"),
         ("  report:", "  report: 3", "r.yaml:8:3: report cannot be 3"),
+        ("rows: 12", "rows: 12\n    language: no", "r.yaml:4:3: magpie: the language 'no' is not known"),
         ("rows: 12", "rows: 12\n    grid: warm", "r.yaml:4:3: magpie: the grid 'warm' cannot be read"),
     ],
 )  # fmt: skip
@@ -134,7 +135,7 @@ def test_what_is_no_recipe(folder: Path, text: str) -> None:
         ("stages.magpie.rows=7", 7),
         ("magpie.seed=-7", -7),
         ("magpie.grid=1.0:0.9,1.2:1.0", "1.0:0.9,1.2:1.0"),
-        ("magpie.language=no", "no"),
+        ("magpie.system=no", "no"),
         ("magpie.system=", ""),
         ("magpie.system=Reply: in rhyme", "Reply: in rhyme"),
         ("magpie.system={curly", "{curly"),

@@ -200,7 +200,8 @@ def _metavar(param: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(choices)
     named = [each for each in (choices or [kind]) if each is not type(None)]
-    return {int: "N", float: "X"}.get(named[0], param.name.upper())
+    known = {int: "N", float: "X"}
+    return known.get(named[0], str(param.name).upper())
 
 
 def _default(option: Any) -> str:

@@ -96,7 +96,7 @@ def test_each_pre_tokenizer_equals_llama_cpp(pre: str, tmp_path: Path) -> None:
 
 def eager_merges() -> list[str]:
     """Every pair of some letters, digits, a space, a line break and marks, and triples of them: it joins what it can."""
-    letters = "abS12\u0120\u010a'.,"  # the stand-ins for a space and a line break among them
+    letters = "abS12\u0120\u010a'.,/"  # the stand-ins for a space and a line break among them
     pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
     triples = [f"{pair} {letter}" for pair in pairs for letter in letters]
     return [" ".join(pair) for pair in pairs] + triples
@@ -111,7 +111,7 @@ def test_each_pre_tokenizer_cuts_where_llama_cpp_cuts(pre: str, tmp_path: Path) 
     vocabulary = small_gguf.byte_vocabulary(pre=pre, merges=eager_merges(), whole=["zyx"])
     path = small_gguf.model_for(tmp_path / "m.gguf", vocabulary)
     tokenizer, rng = gguf.read(path).tokenizer, random.Random(2)
-    texts = ["".join(rng.choices("abS12 \n'., ", k=rng.randint(1, 16))) for _ in range(300)]
+    texts = ["".join(rng.choices("abS12 \n'.,/ ", k=rng.randint(1, 16))) for _ in range(300)]
     assert_same(tokenizer, LlamaCpp(path), [*texts, "zyx", "1zyx2zyx"])
     assert (len(tokenizer.encode("zyx")) == 1) == (pre in gguf_tokenizer.WHOLE_TOKENS_FIRST)
 

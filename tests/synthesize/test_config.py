@@ -85,7 +85,6 @@ def test_what_shapes_no_row_is_no_part_of_the_run_key() -> None:
         {"response_repetition_penalty": 1.1},
         {"first_temperature": 1.2},
         {"ban_first": ("#",)},
-        {"model": "another"},
     ],
 )
 def test_what_shapes_a_row_is_part_of_the_run_key(other: dict[str, Any]) -> None:
