@@ -79,7 +79,7 @@ def check_name(name: Any) -> None:
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}`, which marks what an assistant says: rendered as if it were not there."""
+    """`{% generation %}...{% endgeneration %}`, which marks what an assistant says: rendered as if not there."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         super().__init__(environment)

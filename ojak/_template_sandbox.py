@@ -165,7 +165,7 @@ class _Child:
             ) from error
 
     def alive(self) -> bool:
-        """Whether it runs and is ours. After a fork it is not: `poll` finds no child of that id, and takes it as ended."""
+        """Whether it runs and is ours. After a fork it is not: `poll` finds no such child, and takes it as ended."""
         return self.process.poll() is None
 
     def ask(self, line: bytes) -> dict[str, Any]:

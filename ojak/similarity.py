@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Apostrophes and invisible characters vanish ("don't" = "dont"); other prose punctuation separates words.
 _VANISHING = re.compile("['`\u2018\u2019\u02bc\u00ad\u200b-\u200f\u2060\ufeff]")
-# Signs that carry meaning stay: operators, the hyphen of "-3", the point of "3.5", the "#" of "C#", not that of "# Title".
+# Signs that carry meaning stay: operators, the hyphen of "-3", the point of "3.5", the "#" of "C#", not of "# Title".
 _SEPARATING = re.compile(
     r"""[\s"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb]
     | ^[ \t]{0,8}[-*+\u2022][ ]  # a bullet

@@ -72,7 +72,7 @@ def run_magpie(config: MagpieConfig) -> Result:
     from ojak.synthesize.run import summary, synthesize_magpie
 
     with Progress() as progress:
-        artifact = synthesize_magpie(config, progress=progress)
+        artifact = synthesize_magpie(config, progress=progress, notify=say)
     return Result({**summary(artifact), "stopped": artifact.stats.get("stopped")})
 
 

@@ -1,0 +1,1 @@
+"""The decoder and what belongs to it: weights from files, tokenizers, generation."""

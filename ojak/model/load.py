@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,15 +81,20 @@ def load_model(
     Raises UsageError for an unknown name, InputRefused for files that cannot be used, ResourceExhausted if the weights
     do not fit the free memory. Nothing in a model's files is ever executed.
     """
-    source = read_source(name_or_path, accept_license=accept_license, notify=notify)
+    return from_source(read_source(name_or_path, accept_license=accept_license, notify=notify), dtype, device)
+
+
+def from_source(
+    source: Source, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+) -> Model:
+    """Builds the model that `read_source` described; dtype, device and errors as in `load_model`."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype] if isinstance(dtype, str) else dtype or default_dtype(where)
     config = config_from_hf(source.config)
-    name = str(name_or_path) if str(name_or_path) in hub.KNOWN else source.name
     return Model(
-        name=name,
+        name=source.name,
         config=config,
         tokenizer=source.tokenizer,
         decoder=build(config, source, kind, where),
@@ -109,7 +114,9 @@ def read_source(
 ) -> Source:
     """A model's files, checked and described, its weights not yet read."""
     path = hub.find(name_or_path, accept_license=accept_license, notify=notify)
-    return checkpoint.read(path) if path.is_dir() else gguf.read(path)
+    source = checkpoint.read(path) if path.is_dir() else gguf.read(path)
+    known = str(name_or_path) in hub.KNOWN
+    return replace(source, name=str(name_or_path)) if known else source
 
 
 def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Decoder:

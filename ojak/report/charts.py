@@ -37,7 +37,7 @@ class Step:
 
 
 def funnel(measures: Measures, rows: int, failed: int) -> list[Step]:
-    """The way from `rows` sampled instructions to the accepted pairs: each reason takes its bite out of what is left."""
+    """The way from `rows` sampled instructions to the accepted pairs: each reason takes a bite out of what is left."""
     total = max(rows, measures.accepted + measures.rejected + failed)
     steps, left = [_step("Instructions sampled", "", rows, total, 0, "total")], total
     for side in ("instruction", "response"):
@@ -136,7 +136,7 @@ def nice_step(span: float, parts: int) -> int:
 
 
 def histogram(lengths: Lengths, what: str) -> Histogram | None:
-    """Bins of a round width; the longest two percent are gathered in the last bin, where they would flatten the rest."""
+    """Bins of a round width; the longest two percent are gathered in the last bin, or they would flatten the rest."""
     if not lengths.rows:
         return None
     longest, edge = max(lengths.counts), lengths.quantile(0.98)

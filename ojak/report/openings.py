@@ -34,7 +34,8 @@ VERBS = _words(
 QUESTIONS = _words("what how why which who whom whose when where is are was were do does did has have should")
 _LEAD_IN = _words(
     "please kindly can could would will you i we me us my our your to need needs want like help now then first so just "
-    "let lets let's hi hello hey dear also am i'm i'd i'll i've we're looking trying going with for some know have and ok"
+    "let lets let's hi hello hey dear also am i'm i'd i'll i've we're looking trying going with for some know "
+    "have and ok"
 )
 _BLOCKS_VERB = _words(
     "a an the my your our his her their its this that these those of in on at by from no any each"

@@ -1,7 +1,7 @@
 """The page itself: measures, figures and facts put into one HTML file that asks nothing of any network.
 
 All text that comes from a model, a manifest or a row passes through Jinja's autoescape. The page carries no script,
-and its content security policy forbids every load and every script, so that even a hole in the escaping would do nothing.
+and its content security policy forbids every load and every script, so that even a hole in the escaping does nothing.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Model:
 
 
 def model_facts(artifacts: Sequence[Artifact], first_meta: dict[str, Any]) -> Model:
-    """Look in the main artifact's stats and config, then in those of the stage that fetched the model, then in a row."""
+    """Look in the main artifact's stats and config, then those of the stage that fetched the model, then a row."""
     main = main_artifact(artifacts)
     others = [artifact for artifact in artifacts if artifact.manifest.get("kind") == "pull"]
     places = [place for artifact in [main, *others] for place in _places(artifact)]

@@ -30,8 +30,8 @@ _VOICE = re.compile(
         (?:[ ](?:assistant|language[ ]model|model|chatbot))?(?:,[ ](?:i\b|i'|my\b)|[.!]|[ ](?:designed|trained|created))
       | \A(?:i'd|i[ ]would)[ ]be[ ](?:very[ ]|more[ ]than[ ])?(?:happy|glad|delighted|pleased)[ ]to\b
       | \A(?:i'm|i[ ]am)[ ](?:happy|glad|ready)[ ]to[ ](?:help|assist)
-      | \A(?:i'm[ ]sorry|i[ ]am[ ]sorry|sorry|i[ ]apologi[sz]e)[^.?\n]{0,60}\bi[ ]?(?:cannot|can't|'m[ ]unable|am[ ]unable
-        |am[ ]not[ ]able)
+      | \A(?:i'm[ ]sorry|i[ ]am[ ]sorry|sorry|i[ ]apologi[sz]e)[^.?\n]{0,60}
+        \bi[ ]?(?:cannot|can't|'m[ ]unable|am[ ]unable|am[ ]not[ ]able)
       | \A(?:you're|you[ ]are)[ ](?:very[ ]|most[ ])?welcome[.!]
       | \A(?:thank[ ]you|thanks)[ ]for[ ](?:your[ ](?:question|message|interest|inquiry|request)|reaching|contacting)
       | \A(?:that's[ ]an?[ ])?(?:great|excellent|good|interesting)[ ]question\b

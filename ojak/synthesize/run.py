@@ -7,17 +7,19 @@ The folder holds `ledger.sqlite` (every finished request), and once something is
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ojak.artifact import Artifact, TargetLock, publish
+from ojak.chat import chat_prefix
 from ojak.engines.base import Engine
 from ojak.errors import ResumeRefused, Stopped, TargetExists
 from ojak.ledger import Ledger
@@ -29,13 +31,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def synthesize_magpie(
-    config: MagpieConfig, *, engine: Engine | None = None, progress: Listener | None = None
+    config: MagpieConfig,
+    *,
+    engine: Engine | None = None,
+    progress: Listener | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Makes an instruction data set from an aligned model, or continues one, in the folder `config.out`.
 
     Without `engine`, `config.model` is loaded into the embedded one ("scripted" names the engine without a model).
     A run stopped by a budget publishes what it has (`stats["stopped"]` says which). One stopped by Ctrl-C or SIGTERM
-    does so, too, and raises Stopped.
+    does so, too, and raises Stopped. `progress` is told after each request, `notify` what is about to be downloaded.
 
     Raises ResumeRefused if the folder holds a run with other settings, TargetExists if nothing may be resumed there,
     Locked if another process works in it, InputRefused for a model that cannot do this, ResourceExhausted.
@@ -46,7 +52,7 @@ def synthesize_magpie(
         if finished := finished_artifact(config, out):
             return finished
         begin = time.perf_counter()
-        engine = engine or load_engine(config)
+        engine = engine or load_engine(config, notify)
         with Ledger(out / LEDGER) as ledger:
             _check_settings(config, engine, ledger)
             run = MagpieRun(config, engine, ledger, progress)
@@ -66,16 +72,20 @@ def synthesize_magpie(
     return artifact
 
 
-def load_engine(config: MagpieConfig) -> Engine:
+def load_engine(config: MagpieConfig, notify: Callable[[str], None] | None = None) -> Engine:
     """The engine for `config.model`: the scripted one by its name, otherwise the model in the embedded one."""
     if config.model == "scripted":
         from ojak.engines.scripted import ScriptedEngine
 
         return ScriptedEngine()
     from ojak.engines.native import NativeEngine
-    from ojak.model.load import load_model
+    from ojak.model.load import from_source, read_source
 
-    return NativeEngine(load_model(config.model, accept_license=config.accept_license))
+    source = read_source(config.model, accept_license=config.accept_license, notify=notify)
+    chat_prefix(
+        source.chat_template, source.tokenizer, system=config.system_text
+    )  # refuses before weights are read
+    return NativeEngine(from_source(source))
 
 
 def check_folder(config: MagpieConfig, out: Path) -> None:
@@ -114,7 +124,19 @@ def _recorded(config: MagpieConfig) -> dict[str, Any]:
     kept = config.model_dump(
         mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"}
     )
-    return kept | {"system_text": config.system_text, "cells": [list(cell) for cell in config.cells]}
+    cells = [list(cell) for cell in config.cells]
+    return kept | {"system_text": config.system_text, "cells": cells, "code_sha256": _code_sha256()}
+
+
+def _code_sha256() -> str:
+    """One hash for the code that judges rows: after a change to it, rows are judged again, from the ledger."""
+    root = Path(__file__).parents[1]
+    files = [
+        root / "similarity.py",
+        Path(__file__).with_name("magpie.py"),
+        *sorted((root / "rules").glob("*.py")),
+    ]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _check_settings(config: MagpieConfig, engine: Engine, ledger: Ledger) -> None:

@@ -130,7 +130,10 @@ def test_a_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "name",
     ["", "nothing", "../../etc/x", "/no/such.gguf", "a/../b", "org/..", "../org/name", "org/name/../../x", "a\0b",
-     "org/name@../main", "org\\name", "C:\\x", "org/name/x.bin", "org/na me", "org/name/a/b.gguf", "org/é", "..%2f..%2fx"],
+     "org/name@../main", "org\\name", "C:\\x", "org/name/x.bin", "org/na me", "org/name/a/b.gguf", "org/é", "x" * 5000,
+        "~no-such-user/x",
+        "\ud800",
+        "..%2f..%2fx"],
 )  # fmt: skip
 def test_names_that_are_no_models_never_reach_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serve(monkeypatch, {})

@@ -69,7 +69,9 @@ def data(artifact: Artifact) -> dict[str, str]:
 def fates(artifact: Artifact) -> dict[int, str]:
     """Row -> "accepted" or its reason."""
     kept = {record.meta["row"]: "accepted" for record in artifact.records()}
-    return dict(sorted((kept | {record.meta["row"]: record.reason for record in artifact.rejected()}).items()))
+    return dict(
+        sorted((kept | {record.meta["row"]: record.reason for record in artifact.rejected()}).items())
+    )
 
 
 def ledger_state(out: Path) -> list[tuple[Any, ...]]:

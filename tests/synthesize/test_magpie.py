@@ -20,7 +20,7 @@ from ojak.engines.native import row_seed
 from ojak.engines.scripted import ScriptedEngine, scripted_text
 from ojak.errors import InputRefused, ResumeRefused, Stopped, TargetExists, UsageError
 from ojak.ledger import Ledger
-from ojak.model.request import Completion, Request
+from ojak.model.request import Request
 from ojak.records import Conversation
 from ojak.synthesize import magpie
 from ojak.synthesize.run import LEDGER, summary, synthesize_magpie
@@ -42,7 +42,11 @@ def test_every_row_meets_its_fate(tmp_path: Path) -> None:
     artifact = run(tmp_path, len(SCRIPT))
     assert fates(artifact) == {row: fate for row, (_, fate) in enumerate(SCRIPT)}
     counts = artifact.counts
-    assert counts["rows"] == len(SCRIPT) == counts["accepted"] + sum(counts["rejected"].values()) + counts["failed"]
+    assert (
+        counts["rows"]
+        == len(SCRIPT)
+        == counts["accepted"] + sum(counts["rejected"].values()) + counts["failed"]
+    )
     verify(tmp_path)
 
 
@@ -78,7 +82,9 @@ def test_the_prompts_are_the_template_around_the_cleaned_instruction(tmp_path: P
 
 @settings(max_examples=25, deadline=None)
 @given(shuffle_seed=st.integers(0, 2**32), slots=st.integers(1, 40))
-def test_the_order_of_completion_changes_nothing(whole: dict[str, str], shuffle_seed: int, slots: int) -> None:
+def test_the_order_of_completion_changes_nothing(
+    whole: dict[str, str], shuffle_seed: int, slots: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifact = run(Path(folder), ROWS, engine=Recorder(slots=slots, shuffle_seed=shuffle_seed))
         assert data(artifact) == whole
@@ -93,7 +99,9 @@ class Backwards(Recorder):
 
 
 def test_of_two_duplicates_the_earlier_row_stays_even_if_the_later_one_is_there_first(tmp_path: Path) -> None:
-    engine = Backwards(lambda r: "Explain how tides work to a child." if r.tag[1] == "instruction" else "By the moon.")
+    engine = Backwards(
+        lambda r: "Explain how tides work to a child." if r.tag[1] == "instruction" else "By the moon."
+    )
     artifact = run(tmp_path, 6, engine=engine)
     assert engine.log[0] == (5, "instruction")
     assert fates(artifact) == {0: "accepted", **{row: "duplicate_exact" for row in range(1, 6)}}
@@ -130,8 +138,11 @@ def test_a_row_carries_all_that_made_it(tmp_path: Path) -> None:
             "response": {"temperature": 0.0, "top_p": 1.0},
         },
         "finish_reason": {"instruction": "stop", "response": "stop"},
-        "tokens": {"instruction": 11, "response": 11},  # ten words and the stop, seven with two blanks around them
-        "prompt_tokens": {"instruction": 1, "response": 9},
+        "tokens": {
+            "instruction": 11,
+            "response": 11,
+        },  # ten words and the stop, seven with two blanks around them
+        "prompt_tokens": {"instruction": 1, "response": 11},  # words; a header is one
         "edits": ["enumerator", "emphasis"],
         "raw": {"instruction": "1. **Explain why the sky is blue in the evening.**"},
     }
@@ -179,7 +190,9 @@ def test_a_failed_request_is_counted_as_failed_and_not_sent_again(tmp_path: Path
         for tag in ((11, "instruction"), (10, "response")):
             entry = asked[tag]
             ledger.put(
-                type(entry)(entry.key, *tag, "failed", entry.max_tokens, None, "", 0, 1, payload={"error": "no"})
+                type(entry)(
+                    entry.key, *tag, "failed", entry.max_tokens, None, "", 0, 1, payload={"error": "no"}
+                )
             )
     engine = Recorder()
     artifact = run(tmp_path, 13, engine=engine)
@@ -227,7 +240,9 @@ def test_another_seed_gives_other_rows(tmp_path: Path) -> None:
     assert data(one) != data(other)
 
 
-def test_growing_rows_sends_only_the_new_ones_and_ends_as_if_begun_so(tmp_path: Path, whole: dict[str, str]) -> None:
+def test_growing_rows_sends_only_the_new_ones_and_ends_as_if_begun_so(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
     run(tmp_path, 12)
     engine = Recorder()
     artifact = run(tmp_path, ROWS, engine=engine)
@@ -258,7 +273,9 @@ def test_a_larger_cap_reopens_the_rows_that_were_cut_and_only_them(tmp_path: Pat
     assert fates(second) == {row: "accepted" for row in range(8)}
     after = {entry[:2]: entry for entry in ledger_state(tmp_path)}
     assert all(after[tag] == entry for tag, entry in before.items() if tag not in engine.log)
-    fresh = run(tmp_path / "b", 8, engine=Recorder(lengthy), max_instruction_tokens=64, max_response_tokens=64)
+    fresh = run(
+        tmp_path / "b", 8, engine=Recorder(lengthy), max_instruction_tokens=64, max_response_tokens=64
+    )
     assert data(second) == data(fresh)
 
 
@@ -333,7 +350,9 @@ def test_a_folder_with_files_of_others_is_refused_before_any_work(tmp_path: Path
 # -- budgets and signals ------------------------------------------------------------------------------------------------
 
 
-def test_a_token_budget_stops_publishes_and_goes_on_to_the_same_data(tmp_path: Path, whole: dict[str, str]) -> None:
+def test_a_token_budget_stops_publishes_and_goes_on_to_the_same_data(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
     rounds, sent = 0, []
     while True:
         engine = Recorder(shuffle_seed=rounds)
@@ -350,7 +369,9 @@ def test_a_token_budget_stops_publishes_and_goes_on_to_the_same_data(tmp_path: P
     assert len(sent) == len(set(sent))
 
 
-def test_a_budget_of_minutes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, str]) -> None:
+def test_a_budget_of_minutes_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, str]
+) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr(magpie.time, "perf_counter", lambda: float(next(clock)))
     artifact = run(tmp_path, ROWS, limit_minutes=1)
@@ -391,7 +412,9 @@ def test_a_signal_publishes_what_is_done_and_the_run_goes_on(
     assert not set(engine.log[:-1]) & set(again.log)
 
 
-def test_a_signal_amid_the_books_leaves_no_row_half_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_amid_the_books_leaves_no_row_half_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The signal comes after the answer is in the ledger and before it is checked."""
 
     def check(*_text: object, **_more: object) -> str:
@@ -435,7 +458,9 @@ def test_the_probe_refuses_a_model_that_writes_fragments(tmp_path: Path) -> None
     with pytest.raises(InputRefused, match="does not write a user's turns") as caught:
         run(tmp_path, 500, engine=engine)
     assert caught.value.exit_code == 9
-    assert f"of its first {magpie.PROBE_ROWS} instructions {magpie.PROBE_ROWS} are unusable" in caught.value.why
+    assert (
+        f"of its first {magpie.PROBE_ROWS} instructions {magpie.PROBE_ROWS} are unusable" in caught.value.why
+    )
     assert "and then 0 of the" in caught.value.why
     assert engine.sent <= magpie.PROBE_ROWS + engine.slots
     assert not (tmp_path / "manifest.json").exists()
@@ -446,7 +471,9 @@ def mostly_fragments(good: int) -> Recorder:
 
     def answer(request: Request) -> str:
         row, kind = request.tag
-        return "and the" if kind == "instruction" and good <= row < magpie.PROBE_ROWS else scripted_text(request)
+        return (
+            "and the" if kind == "instruction" and good <= row < magpie.PROBE_ROWS else scripted_text(request)
+        )
 
     return Recorder(answer)
 
@@ -480,12 +507,7 @@ def test_the_listener_hears_how_far_the_run_is(tmp_path: Path) -> None:
 
 
 def test_finish_reasons_of_the_engine_are_kept(tmp_path: Path) -> None:
-    class Cut(Recorder):
-        def _complete(self, request: Request) -> Completion:
-            done = super()._complete(request)
-            return done
-
-    artifact = run(tmp_path, 8, engine=Cut(lengthy), max_response_tokens=24)
+    artifact = run(tmp_path, 8, engine=Recorder(lengthy), max_response_tokens=24)
     cut = next(record for record in artifact.rejected() if record.reason == "response_cut")
     assert cut.meta["finish_reason"] == {"instruction": "stop", "response": "length"}
     assert cut.meta["tokens"]["response"] == 24

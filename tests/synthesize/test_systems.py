@@ -23,7 +23,9 @@ def test_domain_and_language_go_together() -> None:
     assert system_text("@code", "de") == f"{DOMAINS['@code']} {LANGUAGES['de']}"
 
 
-@pytest.mark.parametrize(("system", "language"), [("@cooking", None), (None, "xx"), ("@Math", None), (None, "")])
+@pytest.mark.parametrize(
+    ("system", "language"), [("@cooking", None), (None, "xx"), ("@Math", None), (None, "")]
+)
 def test_unknown_ones_are_refused_with_the_known(system: str | None, language: str | None) -> None:
     with pytest.raises(UsageError, match="is not known") as caught:
         system_text(system, language)

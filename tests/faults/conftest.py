@@ -1,0 +1,8 @@
+"""Lets the tests of this folder import the helpers that lie beside them and beside the tests of Magpie."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "synthesize")]

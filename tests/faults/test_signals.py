@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM through the command line: the exit code, what is done published, and the run can go on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scripted_runs import config, data
+from test_kill import committed
+
+from ojak.artifact import verify
+from ojak.engines.scripted import ScriptedEngine
+from ojak.synthesize.run import synthesize_magpie
+
+ROWS = 600
+
+
+def command(out: Path, rows: int = ROWS, *more: str) -> list[str]:
+    words = f"synthesize magpie --model scripted --rows {rows} --json".split()
+    return [sys.executable, "-m", "ojak", *words, "--out", str(out), *more]
+
+
+def whole(out: Path) -> dict[str, str]:
+    return data(synthesize_magpie(config(out, ROWS), engine=ScriptedEngine()))
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_cleanly(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    out = tmp_path / "d"
+    process = subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(committed(out)) < 40:
+        time.sleep(0.005)
+    process.send_signal(number)
+    said, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert said == ""
+    assert "run it again to go on" in told
+    assert "Traceback" not in told
+    stopped, kept = verify(out), committed(out)
+    assert 0 < stopped.counts["rows"] < ROWS
+    assert stopped.stats["stopped"] == "signal"
+    again = synthesize_magpie(config(out, ROWS), engine=ScriptedEngine(shuffle_seed=1))
+    assert data(again) == whole(tmp_path / "whole")
+    assert kept.items() <= committed(out).items()
+
+
+@pytest.mark.timeout(60)
+def test_a_budget_ends_the_command_with_its_own_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(tmp_path, 60, "--limit-tokens", "300"),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    told = json.loads(done.stdout)
+    assert told["stopped"] == "limit_tokens"
+    assert told["completion_tokens"] >= 300
+    assert told["rows"] == told["accepted"] + sum(told["rejected"].values()) + told["failed"] < 60
