@@ -9,6 +9,7 @@ from typing import Any
 
 from ojak.chat import ChatPrefix
 from ojak.engines.base import Capabilities
+from ojak.errors import OjakError, UsageError
 from ojak.model.request import Completion, Request
 
 Answer = Callable[[Request], str]
@@ -54,7 +55,7 @@ class ScriptedEngine:
         self, answers: Answer | Iterable[str] | None = None, *, slots: int = 8, shuffle_seed: int = 0
     ) -> None:
         queue = iter(()) if answers is None or callable(answers) else iter(answers)
-        self._answer: Answer = answers if callable(answers) else lambda _request: next(queue)
+        self._answer: Answer = answers if callable(answers) else lambda _request: _next_of(queue)
         if answers is None:
             self._answer = scripted_text
         self.slots, self._order = slots, random.Random(shuffle_seed)
@@ -95,6 +96,8 @@ class ScriptedEngine:
                 if not isinstance(request, Request):
                     break
                 flight.append(request)
+            if not flight and open_:
+                raise OjakError("the engine waits for requests that wait for the engine")
             if not flight:
                 return
             yield self._complete(flight.pop(self._order.randrange(len(flight))))
@@ -117,6 +120,13 @@ class ScriptedEngine:
             finish_reason="length" if cut else "stop",
             prompt_tokens=self.count_tokens(str(request.prompt)),
         )
+
+
+def _next_of(queue: Iterator[str]) -> str:
+    """The next of the given answers. Raises UsageError where there are none left."""
+    for answer in queue:
+        return answer
+    raise UsageError("the scripted engine has no answers left", fix="give it as many as there are requests")
 
 
 def scripted_text(request: Request) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ojak.model.attention import CausalAttention, softcap
@@ -24,6 +25,7 @@ from ojak.model.decoder import DecoderConfig
 
 LENGTH_STEP = 32  # attended lengths are rounded up to a multiple of this
 PREFILL_TOKENS = 256  # tokens in one prefill tile
+LEAST_COLUMNS = 4  # products of up to three rows take another kernel, which sums in another order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,13 @@ class SlotCache:
         self.v[layer].view(-1, E)[flat_NK] = v_NKE.reshape(-1, E)
 
     def add_prefix(self, layer: int, k_KPE: Tensor, v_KPE: Tensor) -> None:
-        """Appends a prefix's keys and values to a layer's pool."""
-        self.prefix_k[layer] = torch.cat([self.prefix_k[layer], k_KPE], 1)
-        self.prefix_v[layer] = torch.cat([self.prefix_v[layer], v_KPE], 1)
+        """Appends a prefix's keys and values to a layer's pool, filled up with zeros to a multiple of LENGTH_STEP.
+
+        So an entry's place among the terms of a vectorised sum does not depend on the pool's other prefixes.
+        """
+        fill = (0, 0, 0, -k_KPE.shape[1] % LENGTH_STEP)
+        self.prefix_k[layer] = torch.cat([self.prefix_k[layer], F.pad(k_KPE, fill)], 1)
+        self.prefix_v[layer] = torch.cat([self.prefix_v[layer], F.pad(v_KPE, fill)], 1)
 
 
 def _resized(kept: Tensor, length: int, room: Tensor) -> Tensor:
@@ -244,7 +250,7 @@ class PrefillAttend:
 
     def __init__(self, cache: SlotCache, pieces: list[Piece]) -> None:
         self.cache, device = cache, cache.device
-        self.longest = max(len(piece.ids) for piece in pieces)
+        self.longest = max(LEAST_COLUMNS, *(len(piece.ids) for piece in pieces))
         self.rows = len(pieces)
         self.row_N = torch.tensor([r for r, p in enumerate(pieces) for _ in p.ids], device=device)
         self.column_N = torch.tensor([c for p in pieces for c in range(len(p.ids))], device=device)

@@ -33,7 +33,7 @@ def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     try:
         values = _values(model_type, config)
         return DecoderConfig(model_type=model_type, **values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputRefused(
             "this model's config.json cannot be used", why=f"{type(error).__name__}: {error}"
         ) from error

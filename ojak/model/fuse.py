@@ -28,20 +28,24 @@ class JoinedLinear(nn.Module):
         self.bias = torch.cat(biases) if biases else None
         self.widths = [len(weight) for weight in weights]
         weight = torch.cat(weights)
-        self.weight = lay_out(weight) if laid_out else weight
+        self.matrix = lay_out(weight) if laid_out else weight
         self.laid_out = laid_out
 
     def product(self, x: Tensor) -> Tensor:
         if not self.laid_out:
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return F.linear(x, self.matrix, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.product(x).split(self.widths, dim=-1)
 
 
 class SingleLinear(JoinedLinear):
-    """One linear layer, laid out."""
+    """One linear layer, laid out. It keeps the layer's parameters under their names, so the decoder can be saved."""
+
+    def __init__(self, layer: nn.Module, *, laid_out: bool) -> None:
+        super().__init__([layer], laid_out=laid_out)
+        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.product(x)
@@ -76,7 +80,12 @@ def weight_bytes(decoder: Decoder) -> int:
 
 @torch.inference_mode()
 def fuse(decoder: Decoder) -> None:
-    """Makes a decoder ready for generation. Its parameters stay as they are; changing them later has no effect."""
+    """Makes a decoder ready for generation. Its parameters stay as they are; changing them later has no effect.
+
+    Does nothing to a decoder that is ready already.
+    """
+    if any(layer.self_attn.fused_qkv is not None for layer in decoder.model.layers if isinstance(layer, Layer)):
+        return
     laid_out = can_lay_out(decoder)
     for layer in decoder.model.layers:
         assert isinstance(layer, Layer)
@@ -85,7 +94,7 @@ def fuse(decoder: Decoder) -> None:
         attention.fused_qkv = JoinedLinear(qkv, laid_out=laid_out)
         mlp.fused_gate_up = JoinedLinear([mlp.gate_proj, mlp.up_proj], laid_out=laid_out)
         if laid_out:
-            attention.o_proj = SingleLinear([attention.o_proj], laid_out=True)
-            mlp.down_proj = SingleLinear([mlp.down_proj], laid_out=True)
+            attention.o_proj = SingleLinear(attention.o_proj, laid_out=True)
+            mlp.down_proj = SingleLinear(mlp.down_proj, laid_out=True)
     if laid_out:
-        decoder.lm_head = SingleLinear([decoder.lm_head], laid_out=True)
+        decoder.lm_head = SingleLinear(decoder.lm_head, laid_out=True)

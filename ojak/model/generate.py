@@ -91,7 +91,8 @@ class Generator:
         strict: bool = False,
     ) -> None:
         self.shape = shape
-        self.pool = ThreadPoolExecutor(lanes, initializer=_share_cores, initargs=(lanes,))
+        share = max(1, torch.get_num_threads() // lanes)
+        self.pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(share,))
         kept: OrderedDict[Hashable, Kept] = OrderedDict()
         self.lanes = [Lane(decoder, tokenizer, encode, shape, kept) for _ in range(lanes)]
         first = self.lanes[0].cache
@@ -149,12 +150,6 @@ class Generator:
         least = min(lane.busy for lane in self.lanes)
         open_ = [lane for lane in idle if lane.busy < min(self.shape.slots, least + MOST_AHEAD)]
         return min(open_, key=lambda lane: lane.busy, default=None)
-
-
-def _share_cores(lanes: int) -> None:
-    """Set-up of a lane's thread: the cores are divided among the lanes."""
-    if lanes > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // lanes))
 
 
 class Lane:
@@ -245,7 +240,7 @@ class Lane:
         attend = PrefixAttend(self.cache, len(ids))
         ids_BT = torch.tensor([ids], device=self.device)
         self.decoder.hidden(ids_BT, torch.arange(len(ids), device=self.device)[None], attend)
-        self.cache.prefix_used = attend.end
+        self.cache.prefix_used = self.cache.prefix_k[0].shape[1]
         return attend.begin, attend.end
 
     def _prefix_of(self, slot: Slot) -> tuple[int, ...]:

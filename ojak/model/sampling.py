@@ -24,7 +24,7 @@ CANDIDATES = (
 
 def uniform(seeds: Tensor, counters: Tensor) -> Tensor:
     """A float64 in [0, 1) for each (seed, counter), int64 both: splitmix64's finaliser over the pair (CPU tensors)."""
-    z = seeds + counters * -7046029254386353131  # 0x9E3779B97F4A7C15, as a signed number
+    z = seeds + (counters + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15, as a signed number
     z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
     z = z ^ _shift(z, 31)
@@ -170,11 +170,10 @@ def cut(weights: Tensor, settings: Sequence[Sampling]) -> Tensor:
 
 def _floor(ranked: Tensor, weights: Tensor, total: float, sampling: Sampling) -> Tensor:
     """The smallest weight that top-k and then top-p keep in one row; `ranked` its largest weights, in order."""
-    whole = False
     if sampling.top_k > len(ranked) or (
         not sampling.top_k and float(ranked.sum(dtype=torch.float64)) < sampling.top_p * total
     ):
-        ranked, whole = weights.sort(descending=True).values, True
+        ranked = weights.sort(descending=True).values
     if sampling.top_k:
         ranked = ranked[: sampling.top_k]
         total = float(ranked.sum(dtype=torch.float64))
@@ -182,7 +181,6 @@ def _floor(ranked: Tensor, weights: Tensor, total: float, sampling: Sampling) ->
         return ranked[-1]
     enough = ranked.double().cumsum(0) >= sampling.top_p * total
     last = int(enough.int().argmax()) if bool(enough.any()) else len(ranked) - 1
-    assert whole or bool(enough.any())
     return ranked[last]
 
 
