@@ -38,6 +38,11 @@ class Engine(Protocol):
         """The text around a user's turn. Raises InputRefused for a model without a usable chat template."""
         ...
 
+    @property
+    def drawn_tokens(self) -> int:
+        """Tokens drawn so far, those of requests in flight too; for showing progress."""
+        ...
+
     def count_tokens(self, text: str) -> int: ...
 
     def first_tokens(self, texts: Sequence[str]) -> tuple[int, ...]:

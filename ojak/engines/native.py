@@ -12,9 +12,9 @@ import torch
 from ojak.chat import ChatPrefix, chat_prefix, encode_prompt
 from ojak.engines.base import Capabilities
 from ojak.errors import ResourceExhausted
-from ojak.model.cache import CacheShape
+from ojak.model.cache import CacheShape, entry_bytes
 from ojak.model.fuse import fuse, weight_bytes
-from ojak.model.generate import LADDER, Generator
+from ojak.model.generate import KEPT_TOKENS, LADDER, Generator
 from ojak.model.load import Model
 from ojak.model.memory import available_bytes, keep_freed_memory, peak_rss_bytes
 from ojak.model.request import Completion, Prompt, Request, Sampling
@@ -25,19 +25,19 @@ LEAST_LANE = 64  # slots from which on a lane of its own pays
 FIXED_SLOTS = 32  # where another batch size would change a row's bits: this one, whatever memory is free
 PREFIX_ROOM = 1024  # tokens of shared prefixes
 CACHE_SHARE = 0.6  # of the free memory, at most
+SCRATCH_BYTES = 256 << 20  # activations, masks, float32 logits of a few rows at a time
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that generation will take on top of the weights: key-value cache and logits."""
+    """Bytes that generation will take on top of the weights: key-value cache, kept contexts, logits and scratch."""
 
     shape: CacheShape
-    cache_bytes: int
-    logits_bytes: int
+    slot_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        return self.cache_bytes + self.logits_bytes
+        return self.shape.slots * self.slot_bytes + SCRATCH_BYTES
 
 
 class NativeEngine:
@@ -83,6 +83,10 @@ class NativeEngine:
     def provenance(self) -> dict[str, Any]:
         return {"license": self.model.license, "quantization": self.model.quantization}
 
+    @property
+    def drawn_tokens(self) -> int:
+        return self.generator.drawn if self.generator else 0
+
     def stats(self) -> dict[str, Any]:
         if self.generator is None or self.plan is None:
             return {}
@@ -109,7 +113,9 @@ class NativeEngine:
             if 2 * weight_bytes(model.decoder) < free:
                 fuse(model.decoder)
             self.base_bytes = peak_rss_bytes()
-        self.generator = None
+        else:
+            self.generator.close()
+            self.generator = None
         self.plan = plan_memory(model, longest, self.slots)
         generator = self._generator(self.plan.shape.slots)
         if self.slots is None and generator.sizes[:-1] == [] and self.plan.shape.slots != FIXED_SLOTS:
@@ -134,20 +140,25 @@ class NativeEngine:
 
 def plan_memory(model: Model, longest: int, slots: int | None = None) -> MemoryPlan:
     """How many slots of `longest` tokens fit the free memory. Raises ResourceExhausted if not even one does."""
+    config, dtype = model.config, model.dtype
     budget = int(available_bytes(model.device) * CACHE_SHARE)
     shape = CacheShape(slots=1, capacity=longest, prefix_capacity=PREFIX_ROOM)
-    a_slot = shape.bytes_per_slot(model.config, model.dtype)
-    a_row = model.config.vocab_size * model.dtype.itemsize * 2
-    fitting = budget // (a_slot + a_row)
+    kept = KEPT_TOKENS * config.num_hidden_layers * entry_bytes(config, dtype)
+    resizing = (
+        shape.bytes_per_slot(config, dtype) // config.num_hidden_layers
+    )  # one layer is copied at a time
+    logits = 2 * config.vocab_size * dtype.itemsize
+    a_slot = shape.bytes_per_slot(config, dtype) + kept + resizing + logits
+    fitting = max(0, budget - SCRATCH_BYTES) // a_slot
     most = slots or max(size for size in LADDER if size <= MOST_SLOTS.get(model.device.type, 256))
     if fitting < (slots or 1):
         raise ResourceExhausted(
             f"{slots or 1} rows of {longest} tokens do not fit the memory",
-            why=f"a row takes {(a_slot + a_row) / 2**20:.0f} MiB, {budget / 2**20:.0f} MiB may be used",
+            why=f"a row takes {a_slot / 2**20:.0f} MiB, {budget / 2**20:.0f} MiB may be used",
             fix="lower --max-instruction-tokens and --max-response-tokens, or free memory",
         )
     chosen = slots or max(size for size in LADDER if size <= min(most, fitting))
-    return MemoryPlan(replace(shape, slots=chosen), chosen * a_slot, chosen * a_row)
+    return MemoryPlan(replace(shape, slots=chosen), a_slot)
 
 
 def row_seed(*parts: int | str) -> int:

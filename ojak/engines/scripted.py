@@ -59,7 +59,7 @@ class ScriptedEngine:
         if answers is None:
             self._answer = scripted_text
         self.slots, self._order = slots, random.Random(shuffle_seed)
-        self.sent = 0
+        self.sent = self.drawn_tokens = 0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -113,6 +113,7 @@ class ScriptedEngine:
         words = self._answer(request).split(" ")
         cut = len(words) >= request.max_tokens
         kept = words[: request.max_tokens]
+        self.drawn_tokens += len(kept)
         return Completion(
             request=request,
             text=" ".join(kept),

@@ -43,7 +43,12 @@ class CacheShape:
     def bytes_per_slot(self, config: DecoderConfig, dtype: torch.dtype) -> int:
         """Key and value bytes of one slot over all layers."""
         entries = sum(self.ring(config.window(i)) for i in range(config.num_hidden_layers))
-        return 2 * entries * config.num_key_value_heads * config.head_dim * dtype.itemsize
+        return entries * entry_bytes(config, dtype)
+
+
+def entry_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    """Key and value bytes of one token in one layer."""
+    return 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
 class SlotCache:

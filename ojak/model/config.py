@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -10,7 +11,8 @@ from ojak.errors import InputRefused
 from ojak.model.decoder import DecoderConfig
 
 GEMMA = ("gemma2", "gemma3_text")
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", *GEMMA)
+QWEN = ("qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", *QWEN, *GEMMA)
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -18,6 +20,17 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+}
+
+# What transformers assumes where a config.json lacks the field; a field that is there and null stays unset.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 4096},
+    "gemma2": {"sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "gemma3_text": {"sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+}
+ROPE_SCALING = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 
 
@@ -43,6 +56,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The `config.json` of this model, which transformers and vLLM read."""
     own = {"qk_norm", "norm_offset", "sandwich_norms", "scale_embeddings", "extra", "layer_types"}
     values = {name: value for name, value in asdict(config).items() if name not in own and value is not None}
+    values |= {name: getattr(config, name) for name in DEFAULTS.get(config.model_type, {})}
     values |= {"architectures": [ARCHITECTURES[config.model_type]], **config.extra}
     if config.model_type in GEMMA or "sliding_attention" in config.layer_types:
         values["layer_types"] = list(config.layer_types)
@@ -50,17 +64,18 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
         values["hidden_activation"] = values.pop("hidden_act")
     if config.model_type == "qwen2":
         values.pop("attention_bias")
-        values.pop("head_dim")
+    if config.model_type in QWEN:
         values["use_sliding_window"] = "sliding_attention" in config.layer_types
     return values
 
 
 def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     """The fields of DecoderConfig from the fields of a config.json, with the family's defaults filled in."""
+    config = {**DEFAULTS.get(model_type, {}), **config}
     names = {f.name for f in fields(DecoderConfig)} - {"model_type", "extra", "layer_types"}
     values = {name: config[name] for name in names if config.get(name) is not None}
     values |= _rope(config)
-    gemma, qwen = model_type in GEMMA, model_type in ("qwen2", "qwen3")
+    gemma = model_type in GEMMA
     values["num_hidden_layers"] = int(config["num_hidden_layers"])
     heads = int(config["num_attention_heads"])
     values.setdefault("num_key_value_heads", heads)
@@ -74,8 +89,6 @@ def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     if gemma:
         values.setdefault("query_pre_attn_scalar", 256)
     values["layer_types"] = _layer_types(model_type, config)
-    if qwen and not config.get("use_sliding_window"):
-        values["layer_types"] = ("full_attention",) * values["num_hidden_layers"]
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
     values["extra"] = {name: config[name] for name in kept if config.get(name) is not None}
     return values
@@ -84,14 +97,18 @@ def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
 def _layer_types(model_type: str, config: dict[str, Any]) -> tuple[str, ...]:
     """Which layers see a window only: as listed, or by the family's pattern (Gemma 2: 1 to 1; Gemma 3: 5 to 1)."""
     layers = int(config["num_hidden_layers"])
+    if model_type in QWEN and not config.get("use_sliding_window"):
+        return ("full_attention",) * layers
     if config.get("layer_types"):
         return tuple(str(kind) for kind in config["layer_types"])
     if model_type in GEMMA:
         pattern = 2 if model_type == "gemma2" else int(config.get("sliding_window_pattern", 6))
         kinds = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
         return tuple(kinds)
-    windowed = model_type == "mistral" and config.get("sliding_window")
-    return ("sliding_attention" if windowed else "full_attention",) * layers
+    global_layers = 0 if model_type == "mistral" and config.get("sliding_window") else layers
+    if model_type in QWEN:
+        global_layers = int(config.get("max_window_layers", 28))
+    return tuple("sliding_attention" if i >= global_layers else "full_attention" for i in range(layers))
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +123,10 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
         found["rope_local_base_freq"] = float(local["rope_theta"])
     scaling = config.get("rope_scaling") or {k: v for k, v in full.items() if k != "rope_theta"}
     kind = scaling.get("rope_type", scaling.get("type", "default")) if scaling else "default"
-    if kind not in ("default", "linear", "llama3"):
+    if kind not in ("default", *ROPE_SCALING):
         raise ValueError(f"rope scaling of type {kind!r} is not supported (default, linear and llama3 are)")
+    for name in ROPE_SCALING.get(kind, ()):
+        if not 0 < float(scaling[name]) < math.inf:
+            raise ValueError(f"rope scaling with {name} = {scaling[name]}")
     found["rope_scaling"] = None if kind == "default" else {**scaling, "rope_type": kind}
     return found

@@ -32,6 +32,8 @@ LIMITS = {
     "hidden_size": 1 << 16,
     "intermediate_size": 1 << 19,
     "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 12,
+    "head_dim": 1 << 12,
 }
 
 
@@ -78,8 +80,11 @@ class DecoderConfig:
     def _problem(self) -> str:
         """What is wrong with the values, or an empty string."""
         for name, limit in LIMITS.items():
-            if not 0 < getattr(self, name) <= limit:
-                return f"{name} is {getattr(self, name)}; it must lie between 1 and {limit}"
+            if not isinstance(getattr(self, name), int) or not 0 < getattr(self, name) <= limit:
+                return f"{name} is {getattr(self, name)}; it must be a whole number between 1 and {limit}"
+        for name in ("rms_norm_eps", "rope_theta", "rope_local_base_freq"):
+            if not 0 < (1.0 if getattr(self, name) is None else getattr(self, name)) < math.inf:
+                return f"{name} is {getattr(self, name)}; it must be positive"
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             return f"{self.num_attention_heads} query heads over {self.num_key_value_heads} key-value heads"
         if self.head_dim < 2 or self.head_dim % 2:
@@ -88,7 +93,10 @@ class DecoderConfig:
             return f"hidden_act is {self.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
         if len(self.layer_types) != self.num_hidden_layers:
             return f"{len(self.layer_types)} layer types for {self.num_hidden_layers} layers"
-        if "sliding_attention" in self.layer_types and not self.sliding_window:
+        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
+        if unknown:
+            return f"layers of type {min(unknown)[:80]!r}; known are full_attention and sliding_attention"
+        if "sliding_attention" in self.layer_types and (self.sliding_window or 0) < 1:
             return "sliding layers without a sliding_window"
         return ""
 

@@ -84,7 +84,9 @@ def fuse(decoder: Decoder) -> None:
 
     Does nothing to a decoder that is ready already.
     """
-    if any(layer.self_attn.fused_qkv is not None for layer in decoder.model.layers if isinstance(layer, Layer)):
+    if any(
+        layer.self_attn.fused_qkv is not None for layer in decoder.model.layers if isinstance(layer, Layer)
+    ):
         return
     laid_out = can_lay_out(decoder)
     for layer in decoder.model.layers:

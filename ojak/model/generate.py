@@ -16,8 +16,7 @@ and one length.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -36,6 +35,7 @@ from ojak.model.cache import (
 )
 from ojak.model.decoder import Decoder
 from ojak.model.invariance import Invariance, check_invariance
+from ojak.model.kept import Kept, KeptContexts
 from ojak.model.request import Completion, Request
 from ojak.model.sampling import draw, token_logprobs, uniform
 from ojak.model.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ from ojak.model.tokenizer import Tokenizer
 TILE_STEP = 32  # a prefill tile is padded to a multiple of this
 FED_BY_STEPS = 8  # so few prompt tokens go through the decode steps: a tile of its own would cost more
 LEAST_REUSED = 4  # tokens of kept context from which on copying it pays
-KEPT_PER_SLOT = 4  # contexts kept for reuse, for each slot of a lane
+KEPT_TOKENS = 64  # tokens of contexts kept for reuse, for each slot
 MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
 LADDER = (1, 2, 4, *range(8, 128, 8), *range(128, 256, 16), *range(256, 513, 32))
 EncodePrompt = Callable[[str], Sequence[int]]
@@ -65,15 +65,6 @@ class Slot:
     seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
 
 
-@dataclass
-class Kept:
-    """The context of a finished request: the ids after its prefix, and their keys and values in each layer."""
-
-    prefix: tuple[int, ...]
-    ids: list[int]
-    entries: list[tuple[Tensor, Tensor]]
-
-
 class Generator:
     """Runs requests through a decoder in `lanes` of `shape.slots` each; see the module's docstring.
 
@@ -93,7 +84,7 @@ class Generator:
         self.shape = shape
         share = max(1, torch.get_num_threads() // lanes)
         self.pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(share,))
-        kept: OrderedDict[Hashable, Kept] = OrderedDict()
+        kept = KeptContexts(KEPT_TOKENS * shape.slots * lanes)
         self.lanes = [Lane(decoder, tokenizer, encode, shape, kept) for _ in range(lanes)]
         first = self.lanes[0].cache
         self.found = Invariance()
@@ -107,6 +98,15 @@ class Generator:
     def steps(self) -> int:
         """Steps made so far, over all lanes."""
         return sum(lane.steps for lane in self.lanes)
+
+    @property
+    def drawn(self) -> int:
+        """Tokens drawn so far, over all lanes, those of rows in flight too."""
+        return sum(lane.drawn for lane in self.lanes)
+
+    def close(self) -> None:
+        """Ends the lanes' threads."""
+        self.pool.shutdown()
 
     def run(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
         """Yields completions in the order in which they finish.
@@ -161,7 +161,7 @@ class Lane:
         tokenizer: Tokenizer,
         encode: EncodePrompt,
         shape: CacheShape,
-        kept: OrderedDict[Hashable, Kept],
+        kept: KeptContexts,
     ) -> None:
         parameter = decoder.model.embed_tokens.weight
         self.decoder, self.tokenizer, self.encode, self.shape = decoder, tokenizer, encode, shape
@@ -171,7 +171,8 @@ class Lane:
         self.waiting: list[Request] = []
         self.prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
         self.kept = kept  # shared by all lanes
-        self.sizes, self.found, self.steps = [shape.slots], Invariance(), 0
+        self.sizes, self.found = [shape.slots], Invariance()
+        self.steps = self.drawn = 0
 
     @property
     def busy(self) -> int:
@@ -248,7 +249,7 @@ class Lane:
 
     def _reuse(self, index: int, slot: Slot) -> None:
         """Begins a row with what another request left behind, as far as it holds the same tokens."""
-        kept = self.kept.pop(slot.request.reuse, None) if slot.request.reuse is not None else None
+        kept = self.kept.take(slot.request.reuse) if slot.request.reuse is not None else None
         if kept is None or kept.prefix != self._prefix_of(slot):
             return
         count = min(common_length(kept.ids, slot.pending), len(slot.pending) - 1)
@@ -262,9 +263,7 @@ class Lane:
         entries = self.cache.copy_out(index, slot.own)
         if entries is None:
             return
-        self.kept[slot.request.keep] = Kept(self._prefix_of(slot), ids[: slot.own], entries)
-        while len(self.kept) > KEPT_PER_SLOT * self.shape.slots:
-            self.kept.popitem(last=False)
+        self.kept.put(slot.request.keep, Kept(self._prefix_of(slot), ids[: slot.own], entries))
 
     # -- prefill ----------------------------------------------------------------------------------------------------
 
@@ -364,6 +363,7 @@ class Lane:
         """Adds a drawn token to its row; the finish reason if the row ends with it."""
         request = slot.request
         slot.written.append(token)
+        self.drawn += 1
         slot.pending.append(token)
         if request.logprobs:
             slot.logprobs.append(logprob)

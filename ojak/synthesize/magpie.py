@@ -94,6 +94,7 @@ class MagpieRun:
         self.ledger_seconds = 0.0
         self.new_tokens = 0
         self.counted_tokens = 0
+        self.drawn_before = engine.drawn_tokens
         self.counted_s = 0.0
         self.started = time.perf_counter()
 
@@ -295,7 +296,7 @@ class MagpieRun:
             self._count_time()
         state, seconds = self.progress, max(time.perf_counter() - self.started, 1e-9)
         state.completion_tokens = self.new_tokens
-        state.tokens_per_s = self.new_tokens / seconds
+        state.tokens_per_s = (self.engine.drawn_tokens - self.drawn_before) / seconds
         state.phase = "sampling" if self.judged < len(self.rows) else "answering"
         share = state.rows_done / len(self.rows)
         state.eta_s = seconds * (1 - share) / share if share else None

@@ -27,13 +27,13 @@ class Runs:
     """The process that forks runs, for a test."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent / "synthesize")))
+        path = [str(HERE.parent.parent), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "magpie_processes.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH") or path},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         )
 
     def start(self, out: Path, rows: int, **task: Any) -> None:

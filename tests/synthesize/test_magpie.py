@@ -262,7 +262,7 @@ def lengthy(request: Request) -> str:
 
 
 def test_a_larger_cap_reopens_the_rows_that_were_cut_and_only_them(tmp_path: Path) -> None:
-    caps = {"max_instruction_tokens": 24, "max_response_tokens": 24}
+    caps: dict[str, Any] = {"max_instruction_tokens": 24, "max_response_tokens": 24}
     first = run(tmp_path, 8, engine=Recorder(lengthy), **caps)
     assert fates(first)[2] == "instruction_cut"
     assert fates(first)[3] == "response_cut"
@@ -281,7 +281,7 @@ def test_a_larger_cap_reopens_the_rows_that_were_cut_and_only_them(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["max_instruction_tokens", "max_response_tokens", "rows"])
 def test_shrinking_is_refused(tmp_path: Path, name: str) -> None:
-    caps = {"rows": 8, "max_instruction_tokens": 64, "max_response_tokens": 64}
+    caps: dict[str, Any] = {"rows": 8, "max_instruction_tokens": 64, "max_response_tokens": 64}
     before = run(tmp_path, **caps)
     with pytest.raises(ResumeRefused, match=rf"{name}: {caps[name]} -> {caps[name] - 1}") as caught:
         run(tmp_path, **{**caps, name: caps[name] - 1})
