@@ -24,7 +24,8 @@ from ojak.model.attention import CausalAttention, softcap
 from ojak.model.decoder import DecoderConfig
 
 LENGTH_STEP = 32  # attended lengths are rounded up to a multiple of this
-PREFILL_TOKENS = 256  # tokens in one prefill tile
+PREFILL_TOKENS = 256  # tokens in one prefill tile, at most
+TILE_STEP = 32  # a prefill tile is padded to a multiple of this
 LEAST_COLUMNS = 4  # products of up to three rows take another kernel, which sums in another order
 
 
@@ -72,10 +73,10 @@ class SlotCache:
         self.prefix_v = [torch.empty(K, 0, E, dtype=dtype, device=device) for _ in self.windows]
         self.prefix_used = 0
 
-    def fit(self, attended: int, *, shrink: bool = False) -> None:
-        """Makes each layer long enough for rows of `attended` tokens; `shrink` allows to make it far shorter."""
-        for layer, window in enumerate(self.windows):
-            wanted = min(self.shape.ring(window), -(-attended // LENGTH_STEP) * LENGTH_STEP)
+    def fit(self, attended: int, *, shrink: bool = False, only: int | None = None) -> None:
+        """Makes each layer (or one) long enough for rows of `attended` tokens; with `shrink`, also far shorter."""
+        for layer in range(len(self.windows)) if only is None else (only,):
+            wanted = min(self.shape.ring(self.windows[layer]), -(-attended // LENGTH_STEP) * LENGTH_STEP)
             have = self.k[layer].shape[2]
             if wanted > have or (shrink and wanted * 2 < have):
                 self.k[layer] = _resized(self.k[layer], wanted, self._k_room[layer])

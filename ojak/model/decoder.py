@@ -121,6 +121,22 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor: ...
 
 
+class Linear(nn.Linear):
+    """nn.Linear; on the meta device, where weights are put in from a file, it draws none (which would load sympy)."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding, likewise."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * (offset + weight), in float32, rounded once at the end."""
 
@@ -143,10 +159,10 @@ class Attention(nn.Module):
         D, E, bias = config.hidden_size, config.head_dim, config.attention_bias
         H, K = config.num_attention_heads, config.num_key_value_heads
         self.layer, self.head_dim = layer, E
-        self.q_proj = nn.Linear(D, H * E, bias=bias)
-        self.k_proj = nn.Linear(D, K * E, bias=bias)
-        self.v_proj = nn.Linear(D, K * E, bias=bias)
-        self.o_proj: nn.Module = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
+        self.q_proj = Linear(D, H * E, bias=bias)
+        self.k_proj = Linear(D, K * E, bias=bias)
+        self.v_proj = Linear(D, K * E, bias=bias)
+        self.o_proj: nn.Module = Linear(H * E, D, bias=bias and config.model_type != "qwen2")
         self.fused_qkv: nn.Module | None = None  # one product for all three, set by fuse.py for generation
         norm = RMSNorm if config.qk_norm else None
         self.q_norm = norm(E, config.rms_norm_eps, config.norm_offset) if norm else nn.Identity()
@@ -170,9 +186,9 @@ class MLP(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         D, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(D, inner, bias=False)
-        self.up_proj = nn.Linear(D, inner, bias=False)
-        self.down_proj: nn.Module = nn.Linear(inner, D, bias=False)
+        self.gate_proj = Linear(D, inner, bias=False)
+        self.up_proj = Linear(D, inner, bias=False)
+        self.down_proj: nn.Module = Linear(inner, D, bias=False)
         self.fused_gate_up: nn.Module | None = None
         self.silu = config.hidden_act == "silu"
 
@@ -216,7 +232,7 @@ class Trunk(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
@@ -242,7 +258,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Trunk(config)
-        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

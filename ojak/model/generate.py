@@ -26,6 +26,7 @@ from torch import Tensor
 from ojak.errors import InputRefused, OjakError
 from ojak.model.cache import (
     PREFILL_TOKENS,
+    TILE_STEP,
     CacheShape,
     DecodeAttend,
     Piece,
@@ -40,12 +41,11 @@ from ojak.model.request import Completion, Request
 from ojak.model.sampling import draw, token_logprobs, uniform
 from ojak.model.tokenizer import Tokenizer
 
-TILE_STEP = 32  # a prefill tile is padded to a multiple of this
 FED_BY_STEPS = 8  # so few prompt tokens go through the decode steps: a tile of its own would cost more
 LEAST_REUSED = 4  # tokens of kept context from which on copying it pays
 KEPT_TOKENS = 64  # tokens of contexts kept for reuse, for each slot
 MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
-LADDER = (1, 2, 4, *range(8, 128, 8), *range(128, 256, 16), *range(256, 513, 32))
+LADDER = (1, 2, 4, 8, 16, 24, *range(32, 128, 16), *range(128, 256, 32), 256, 320, 384, 512)
 EncodePrompt = Callable[[str], Sequence[int]]
 
 
@@ -62,6 +62,7 @@ class Slot:
     logprobs: list[float] = field(default_factory=list)
     tail: bytes = b""
     reused: int = 0  # tokens whose keys and values were kept from another request
+    by_steps: bool = False  # whether its prompt goes through the decode steps: never decided by what shares a tile
     seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
 
 
@@ -218,7 +219,7 @@ class Lane:
             )
         keeps_seen = request.sampling.repetition_penalty != 1
         seen = torch.tensor(sorted(set(ids)), device=self.device) if keeps_seen else None
-        return Slot(request, ids[span[1] - span[0] :], span, ids, seen=seen)
+        return Slot(request, ids[span[1] - span[0] :], span, ids, seen=seen, by_steps=own <= FED_BY_STEPS)
 
     def _ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         return list(self.encode(prompt) if isinstance(prompt, str) else prompt)
@@ -257,6 +258,7 @@ class Lane:
             self.cache.copy_in(index, kept.entries, count)
             del slot.pending[:count]
             slot.own = slot.reused = count
+            slot.by_steps = len(slot.pending) <= FED_BY_STEPS
 
     def _keep(self, index: int, slot: Slot, ids: list[int]) -> None:
         """Leaves a finished row's context behind for a request that will name it; the oldest give way."""
@@ -277,7 +279,7 @@ class Lane:
         pieces: list[Piece] = []
         room = PREFILL_TOKENS
         for index, slot in enumerate(self.slots):
-            if slot is None or len(slot.pending) <= FED_BY_STEPS or not room:
+            if slot is None or slot.by_steps or len(slot.pending) < 2 or not room:
                 continue
             count = min(room, len(slot.pending) - 1)
             pieces.append(Piece(tuple(slot.pending[:count]), index, slot.own, slot.span))

@@ -12,13 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ojak.model.cache import LENGTH_STEP, PREFILL_TOKENS, DecodeAttend, Piece, PrefillAttend, SlotCache
+from ojak.model.cache import (
+    LEAST_COLUMNS,
+    LENGTH_STEP,
+    PREFILL_TOKENS,
+    TILE_STEP,
+    DecodeAttend,
+    Piece,
+    PrefillAttend,
+    SlotCache,
+)
 from ojak.model.decoder import Attend, Decoder, Layer, rope_cos_sin
 
 FILLED = 20  # cache entries that the probe's rows look back on
-EVIDENCE = (
-    1 << 16
-)  # numbers compared for each product and size: rounded to bf16, few of them show another order of sums
+LONGER = 8 * LENGTH_STEP  # a masked cache of this length must give what a short one gives
+EVIDENCE = 1 << 16  # numbers compared for each product and size: rounded to bf16, few show another order of sums
 
 
 @dataclass(frozen=True)
@@ -37,15 +45,15 @@ class Invariance:
 def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -> Invariance:
     """Runs the first layer of each kind and the output layer on random rows, in each shape, and compares the bits."""
     slots = cache.shape.slots
-    smaller = [size for size in sizes if size < slots]
+    smaller = [size for size in sizes if LEAST_COLUMNS <= size < slots]
     same, tiled, reusable = set(smaller), True, True
     for layer in {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values():
         probe = _Probe(decoder, cache, layer)
         full = probe.decode(slots, FILLED + 1)
         same = {size for size in same if torch.equal(full[:size], probe.decode(size, FILLED + 1))}
-        same = {size for size in same if probe.products_agree(size)}
-        tiled &= torch.equal(full, probe.decode(slots, cache.shape.capacity)) and probe.prefill_agrees()
-        reusable &= tiled and probe.decode_agrees_with_prefill() and probe.products_agree(PREFILL_TOKENS)
+        same = {size for size in same if probe.products_agree(size, slots)}
+        tiled &= torch.equal(full, probe.decode(slots, min(LONGER, cache.shape.capacity))) and probe.prefill_agrees()
+        reusable &= tiled and probe.decode_agrees_with_prefill() and probe.products_agree(slots, PREFILL_TOKENS)
     return Invariance(frozenset(same if tiled else ()), tiled, reusable)
 
 
@@ -57,7 +65,8 @@ class _Probe:
         rows = max(cache.shape.slots, PREFILL_TOKENS)
         self.x_ND = torch.randn(rows, like.shape[1], generator=random).to(like)
         self.filled = min(FILLED, cache.shape.capacity - 1)
-        cache.fit(self.filled + 1)
+        self.references: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        cache.fit(self.filled + 1, only=layer)
         for kept in (cache.k[layer], cache.v[layer]):
             size = kept[:, :, : self.filled].shape
             kept[:, :, : self.filled] = torch.randn(size, generator=random).to(like)
@@ -69,9 +78,30 @@ class _Probe:
         x_BTD = self.decoder.model.layers[self.layer](x_ND[None], cos_sin, attend)
         return x_BTD[0]
 
-    def products_agree(self, size: int) -> bool:
-        """The linear parts by themselves, on many rows: behind a residual sum, most bits that differ are not seen."""
-        return all(self._product_agrees(part, width, size) for part, width in self._linear_parts())
+    def products_agree(self, size: int, reference: int) -> bool:
+        """The linear parts by themselves, many rows in batches of `size` against batches of `reference`.
+
+        Behind a residual sum rounded to bf16, most bits that differ are not seen.
+        """
+        for place, (part, width) in enumerate(self._linear_parts()):
+            x_ND, full = self._reference(place, part, width, reference)
+            wanted = max(size, -(-EVIDENCE // full.shape[-1]))
+            compared = wanted - wanted % size
+            got = torch.cat([_joined(part(rows)) for rows in x_ND[:compared].split(size)])
+            if not torch.equal(full[:compared], got):
+                return False
+        return True
+
+    def _reference(self, place: int, part: nn.Module, width: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Random rows and what a linear part makes of them in batches of one size; worked out once."""
+        if (place, batch) not in self.references:
+            out_width = _joined(part(self.x_ND.new_zeros(1, width))).shape[-1]
+            rows = max(len(self.x_ND), -(-EVIDENCE // out_width))
+            random = torch.Generator().manual_seed(1)
+            x_ND = torch.randn(-(-rows // batch) * batch, width, generator=random).to(self.x_ND)
+            full = torch.cat([_joined(part(some)) for some in x_ND.split(batch)])
+            self.references[place, batch] = x_ND, full
+        return self.references[place, batch]
 
     def _linear_parts(self) -> list[tuple[nn.Module, int]]:
         """What multiplies by weights, and the width of its input. `decode` compares enough of a large output layer."""
@@ -84,17 +114,8 @@ class _Probe:
         parts = [(part, config.hidden_size) for part in (*joined, layer.mlp, *small)]
         return [*parts, (attention.o_proj, config.num_attention_heads * config.head_dim)]
 
-    def _product_agrees(self, part: nn.Module, width: int, size: int) -> bool:
-        slots, like = self.cache.shape.slots, self.x_ND
-        wanted = max(size, -(-EVIDENCE // _joined(part(like.new_zeros(1, width))).shape[-1]))
-        random = torch.Generator().manual_seed(1)
-        x_ND = torch.randn(-(-wanted // slots) * slots, width, generator=random).to(like)
-        compared = wanted - wanted % size
-        full = torch.cat([_joined(part(rows)) for rows in x_ND.split(slots)])[:compared]
-        return torch.equal(full, torch.cat([_joined(part(rows)) for rows in x_ND[:compared].split(size)]))
-
     def decode(self, rows: int, attended: int) -> Tensor:
-        self.cache.fit(attended)
+        self.cache.fit(attended, only=self.layer)
         own = torch.full((rows,), self.filled, device=self.x_ND.device)
         attend = DecodeAttend(self.cache, own, torch.zeros(rows, 2, dtype=torch.int64, device=own.device))
         x_ND = self._run(self.x_ND[:rows], [self.filled] * rows, attend)
@@ -106,13 +127,16 @@ class _Probe:
         if self.cache.shape.slots < 2 or count < 2:
             return True
         alone = self._piece_outputs([(0, 0, count)])[0]
-        small = self._piece_outputs([(0, 0, count)], tile=32)[0]
+        small = self._piece_outputs([(0, 0, count)], tile=TILE_STEP)[0]
         other = min(LENGTH_STEP * 3, self.cache.shape.capacity - 1, PREFILL_TOKENS - count)
         beside = self._piece_outputs([(1, 0, other), (0, 0, count)])[1]
         first = self._piece_outputs([(0, 0, count // 2)])[0]
         second = self._piece_outputs([(0, count // 2, count)])[0]
         others = beside, small, torch.cat([first, second])
-        return all(torch.equal(alone, other) for other in others)
+        tiles = range(TILE_STEP, PREFILL_TOKENS, TILE_STEP)
+        return all(torch.equal(alone, other) for other in others) and all(
+            self.products_agree(tile, PREFILL_TOKENS) for tile in tiles
+        )
 
     def decode_agrees_with_prefill(self) -> bool:
         """The same tokens of one slot as a prompt, and one by one."""
@@ -134,7 +158,7 @@ class _Probe:
 
     def _piece_outputs(self, runs: list[tuple[int, int, int]], tile: int = PREFILL_TOKENS) -> list[Tensor]:
         """Feeds tokens begin..end of each (slot, begin, end), whose values depend on begin..end and the slot alone."""
-        self.cache.fit(max(end for _, _, end in runs))
+        self.cache.fit(max(end for _, _, end in runs), only=self.layer)
         pieces = [Piece((0,) * (end - begin), slot, begin, (0, 0)) for slot, begin, end in runs]
         values = [self.x_ND[begin + 7 * slot : end + 7 * slot] for slot, begin, end in runs]
         used = sum(len(value) for value in values)

@@ -13,7 +13,7 @@ from ojak.errors import InputRefused, ResourceExhausted, UsageError
 from ojak.model import checkpoint, gguf, hub
 from ojak.model.config import config_from_hf, config_to_hf
 from ojak.model.decoder import Decoder, DecoderConfig
-from ojak.model.memory import available_bytes
+from ojak.model.memory import available_bytes, keep_freed_memory
 from ojak.model.source import Source
 from ojak.model.tokenizer import Tokenizer
 
@@ -125,6 +125,7 @@ def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: tor
         decoder = Decoder(config)
     decoder.eval().requires_grad_(False)
     _check_room(decoder, dtype, device)
+    keep_freed_memory()
     missing = dict(decoder.named_parameters())
     for name, tensor in source.tensors():
         if config.tie_word_embeddings and name == "lm_head.weight":
@@ -136,11 +137,12 @@ def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: tor
                 f"the weight {name[:200]!r} does not fit the model",
                 why=f"its shape is {tuple(tensor.shape)}; the configuration asks for {expected}",
             )
+        tensor = tensor.to(device=device, dtype=dtype)
         if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
             raise InputRefused(
                 f"the weight {name[:200]!r} holds infinities or NaNs", fix="use another copy of the model"
             )
-        _assign(decoder, name, tensor.to(device=device, dtype=dtype))
+        _assign(decoder, name, tensor)
     if missing:
         raise InputRefused(f"{len(missing)} weights are missing", why=f"the first is {next(iter(missing))}")
     if config.tie_word_embeddings:

@@ -64,11 +64,10 @@ def running() -> Iterator[Runs]:
 
 def _work(task: dict[str, Any]) -> int:
     """The run itself, in the forked process."""
-    from scripted_runs import Recorder, answers, config
-
     from ojak.errors import OjakError
     from ojak.model.request import Request
     from ojak.synthesize.run import synthesize_magpie
+    from scripted_runs import Recorder, answers, config
 
     log = os.open(task.get("log", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 

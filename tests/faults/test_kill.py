@@ -111,7 +111,8 @@ def kill_at(process: subprocess.Popen[bytes], out: Path, requests: int) -> None:
     while process.poll() is None and len(committed(out)) < requests:
         time.sleep(0.002)
     process.kill()
-    process.communicate()
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"it ended by itself: {said.decode()}"
 
 
 @pytest.mark.real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Any
@@ -51,7 +52,7 @@ IDS_BT = torch.randint(0, tiny.VOCAB, (2, 40), generator=torch.Generator().manua
 
 def reference(hf: dict[str, Any], ours: Decoder) -> PreTrainedModel:
     """The same weights in transformers' own model of that config.json."""
-    fields = {name: value for name, value in hf.items() if name != "model_type"}
+    fields = copy.deepcopy({name: value for name, value in hf.items() if name != "model_type"})  # it edits them
     config = AutoConfig.for_model(hf["model_type"], **fields)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     missing, unexpected = model.load_state_dict(ours.state_dict(), strict=False)
@@ -226,7 +227,7 @@ def test_a_multimodal_gemma_3_is_read_for_its_text() -> None:
     [
         ({"model_type": "gpt2"}, "gpt2"),
         ({"model_type": None}, "None"),
-        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": None}, "NoneType"),
         ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads|ZeroDivision"),
         ({"num_attention_heads": -4}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "3 key-value heads"),

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_runs import MULTI_LINE, SCRIPT, Recorder, answers, config, data, fates, ledger_state, run
 
 from ojak.artifact import verify
 from ojak.chat import ChatPrefix
@@ -25,6 +24,7 @@ from ojak.records import Conversation
 from ojak.synthesize import magpie
 from ojak.synthesize.run import LEDGER, summary, synthesize_magpie
 from ojak.synthesize.systems import DOMAINS, LANGUAGES
+from scripted_runs import MULTI_LINE, SCRIPT, Recorder, answers, config, data, fates, ledger_state, run
 
 ROWS = 24
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_runs import Recorder, answers, config, run
 
 from ojak.engines.scripted import scripted_text
 from ojak.errors import Stopped, UsageError
@@ -20,6 +19,7 @@ from ojak.synthesize import plan as planning
 from ojak.synthesize.config import MagpieConfig
 from ojak.synthesize.plan import plan
 from ojak.synthesize.run import LEDGER
+from scripted_runs import Recorder, answers, config, run
 
 LLAMA = {
     "model_type": "llama",
@@ -51,7 +51,8 @@ def stopped_run(out: Path, rows: int) -> None:
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*")}
+    """Everything in it and itself: files made and removed again show in the folder's time."""
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in [folder, *folder.rglob("*")]}
 
 
 def test_a_new_folder_would_be_started_and_is_not_made(tmp_path: Path) -> None:
