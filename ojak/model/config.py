@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ojak.errors import InputRefused
-from ojak.model.decoder import DecoderConfig
+from ojak.model.decoder import LIMITS, DecoderConfig
 
 GEMMA = ("gemma2", "gemma3_text")
 QWEN = ("qwen2", "qwen3")
@@ -76,7 +76,9 @@ def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     values = {name: config[name] for name in names if config.get(name) is not None}
     values |= _rope(config)
     gemma = model_type in GEMMA
-    values["num_hidden_layers"] = int(config["num_hidden_layers"])
+    values["num_hidden_layers"] = layers = int(config["num_hidden_layers"])
+    if layers > LIMITS["num_hidden_layers"]:  # before a list of that length is made
+        raise ValueError(f"num_hidden_layers is {layers}")
     heads = int(config["num_attention_heads"])
     values.setdefault("num_key_value_heads", heads)
     values.setdefault("head_dim", 256 if gemma else int(config["hidden_size"]) // heads)

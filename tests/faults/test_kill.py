@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from magpie_processes import running
-from scripted_runs import data, run
 
 from ojak.artifact import verify
 from ojak.synthesize.run import LEDGER
+from scripted_runs import data, run
 
 ROWS, KILLS = 80, 20
 REAL = "smollm2-135m-instruct"
