@@ -11,7 +11,7 @@ import torch
 
 from ojak.chat import ChatPrefix, chat_prefix, encode_prompt
 from ojak.engines.base import Capabilities
-from ojak.errors import ResourceExhausted
+from ojak.errors import ResourceExhausted, UsageError
 from ojak.model.cache import CacheShape, entry_bytes
 from ojak.model.fuse import fuse, weight_bytes
 from ojak.model.generate import KEPT_TOKENS, LADDER, Generator
@@ -76,6 +76,13 @@ class NativeEngine:
         return tuple(sorted({self.model.tokenizer.encode(text)[0] for text in texts if text}))
 
     def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
+        most = self.model.config.max_position_embeddings
+        if longest > most:
+            raise UsageError(
+                f"a prompt and its completion may take {longest} tokens together",
+                why=f"{self.model.name} was made for texts of up to {most}",
+                fix="lower the limits on instruction and response tokens",
+            )
         if self.generator is None or self.generator.shape.capacity < longest:
             self.generator = self._prepare(longest)
         return self.generator.run(requests)

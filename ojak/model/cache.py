@@ -82,6 +82,11 @@ class SlotCache:
                 self.k[layer] = _resized(self.k[layer], wanted, self._k_room[layer])
                 self.v[layer] = _resized(self.v[layer], wanted, self._v_room[layer])
 
+    def empty(self) -> None:
+        """Gives all slots the length 0."""
+        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            self.k[layer], self.v[layer] = k[:, :, :0], v[:, :, :0]
+
     def move(self, source: int, target: int) -> None:
         """Copies a slot's entries to another slot."""
         for cache in (*self.k, *self.v):

@@ -54,6 +54,7 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
         same = {size for size in same if probe.products_agree(size, slots)}
         tiled &= torch.equal(full, probe.decode(slots, min(LONGER, cache.shape.capacity))) and probe.prefill_agrees()
         reusable &= tiled and probe.decode_agrees_with_prefill() and probe.products_agree(slots, PREFILL_TOKENS)
+    cache.empty()
     return Invariance(frozenset(same if tiled else ()), tiled, reusable)
 
 

@@ -215,7 +215,8 @@ class MagpieRun:
         first = self.rows[: self.judged]
         if len(first) < PROBE_ROWS:
             return
-        bad = Counter(row.reason for row in first if row.stage == "instruction" and row.reason)
+        reasons_found = (row.reason for row in first if row.stage == "instruction" and row.reason)
+        bad = Counter(reason for reason in reasons_found if not reason.startswith("duplicate"))
         if sum(bad.values()) < PROBE_REFUSED * len(first):
             return
         reasons = ", ".join(f"{reason}: {count}" for reason, count in bad.most_common(3))

@@ -47,6 +47,7 @@ def synthesize_magpie(
     Locked if another process works in it, InputRefused for a model that cannot do this, ResourceExhausted.
     """
     out = Path(config.out)
+    check_folder(config, out)  # before the lock, which makes the folder
     with TargetLock(out):
         check_folder(config, out)
         if finished := finished_artifact(config, out):

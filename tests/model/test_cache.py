@@ -87,18 +87,11 @@ def test_tokens_one_by_one_give_the_logits_of_the_whole_text(family: str) -> Non
     close(torch.stack(logits), whole(driver.decoder, IDS[:110]))
 
 
-@pytest.mark.parametrize("cuts", [[100], [32, 32, 32, 4], [1, 7, 25, 3, 32, 1, 1, 30]])
+@pytest.mark.parametrize("cuts", [[20], [32, 32, 32, 4], [1, 7, 25, 3, 32, 1, 1, 30]])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_pieces_of_a_prompt_give_the_logits_of_the_whole_text(family: str, cuts: list[int]) -> None:
     driver = Driver(tiny.decoder(family))
     ends = list(itertools.accumulate(cuts))
-    if max(cuts) > 32:
-        driver.cache = SlotCache(
-            driver.decoder.config, CacheShape(slots=3, capacity=100, prefix_capacity=0), torch.float32, CPU
-        )
-        pytest.importorskip("torch")
-        if any(window for window in driver.cache.windows):
-            return  # a piece longer than a tile would overwrite what its first token sees
     pieces = [Piece(tuple(IDS[end - n : end]), 1, end - n, NO_PREFIX) for end, n in zip(ends, cuts, strict=True)]
     close(torch.cat([driver.prefill(piece)[0] for piece in pieces]), whole(driver.decoder, IDS[: ends[-1]]))
 
@@ -175,7 +168,7 @@ def test_a_pools_entries_do_not_shift_each_other() -> None:
 
 
 def test_what_a_slot_held_before_is_not_seen() -> None:
-    """A slot's new row sees nothing of the old one, not even infinities... and padding rows yield numbers."""
+    """A slot's new row sees nothing of the old one, and a step without any row yields numbers."""
     driver = Driver(tiny.decoder("gemma3"))
     driver.prefill(Piece(tuple(IDS[:30]), 0, 0, NO_PREFIX))
     got = driver.prefill(Piece(tuple(IDS[50:55]), 0, 0, NO_PREFIX))[0]
