@@ -71,18 +71,10 @@ def test_logits_equal_those_of_transformers(case: str) -> None:
     hf = {k: v for k, v in tiny.hf_config(family, **changes).items() if k != "layer_types" or v is not None}
     if case == "gemma2_caps_by_default":
         hf = {k: v for k, v in hf.items() if not k.endswith("softcapping")}
-    ours = tiny.decoder(family, scale=1.0, **changes) if "default" not in case else random_decoder(hf)
+    ours = tiny.randomised(Decoder(config_from_hf(hf)), 1.0)
     with torch.no_grad():
         wanted = reference(hf, ours)(IDS_BT).logits
         assert relative(ours(IDS_BT), wanted) <= 1e-4
-
-
-def random_decoder(hf: dict[str, Any], scale: float = 1.0) -> Decoder:
-    made = Decoder(config_from_hf(hf)).eval().requires_grad_(False)
-    random = torch.Generator().manual_seed(3)
-    for parameter in made.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=random) * scale)
-    return made
 
 
 @pytest.mark.parametrize(

