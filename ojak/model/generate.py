@@ -62,7 +62,9 @@ class Slot:
     logprobs: list[float] = field(default_factory=list)
     tail: bytes = b""
     reused: int = 0  # tokens whose keys and values were kept from another request
-    by_steps: bool = False  # whether its prompt goes through the decode steps: never decided by what shares a tile
+    by_steps: bool = (
+        False  # whether its prompt goes through the decode steps: never decided by what shares a tile
+    )
     seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
 
 

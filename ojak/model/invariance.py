@@ -26,7 +26,9 @@ from ojak.model.decoder import Attend, Decoder, Layer, rope_cos_sin
 
 FILLED = 20  # cache entries that the probe's rows look back on
 LONGER = 8 * LENGTH_STEP  # a masked cache of this length must give what a short one gives
-EVIDENCE = 1 << 16  # numbers compared for each product and size: rounded to bf16, few show another order of sums
+EVIDENCE = (
+    1 << 16
+)  # numbers compared for each product and size: rounded to bf16, few show another order of sums
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,13 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
         full = probe.decode(slots, FILLED + 1)
         same = {size for size in same if torch.equal(full[:size], probe.decode(size, FILLED + 1))}
         same = {size for size in same if probe.products_agree(size, slots)}
-        tiled &= torch.equal(full, probe.decode(slots, min(LONGER, cache.shape.capacity))) and probe.prefill_agrees()
-        reusable &= tiled and probe.decode_agrees_with_prefill() and probe.products_agree(slots, PREFILL_TOKENS)
+        tiled &= (
+            torch.equal(full, probe.decode(slots, min(LONGER, cache.shape.capacity)))
+            and probe.prefill_agrees()
+        )
+        reusable &= (
+            tiled and probe.decode_agrees_with_prefill() and probe.products_agree(slots, PREFILL_TOKENS)
+        )
     cache.empty()
     return Invariance(frozenset(same if tiled else ()), tiled, reusable)
 

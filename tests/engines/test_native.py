@@ -53,7 +53,9 @@ def test_completions_come_in_the_order_of_the_prompts(model: Model) -> None:
 
 def test_the_seed_decides_and_places_differ(model: Model) -> None:
     def texts(seed: int, count: int = 3) -> list[tuple[int, ...]]:
-        return [d.token_ids for d in generate(model, ["x"] * count, max_tokens=15, temperature=1.0, seed=seed)]
+        return [
+            d.token_ids for d in generate(model, ["x"] * count, max_tokens=15, temperature=1.0, seed=seed)
+        ]
 
     assert texts(1) == texts(1)
     assert texts(1)[:2] == texts(1, 2)
@@ -83,7 +85,9 @@ def test_stops_are_texts_and_ids_besides_the_models_own(model: Model) -> None:
 
 def test_a_stop_text(model: Model) -> None:
     plain = next(
-        d for n in range(50) if (d := generate(model, [[n]], max_tokens=20)[0]) and "\ufffd" not in d.text[4:6]
+        d
+        for n in range(50)
+        if (d := generate(model, [[n]], max_tokens=20)[0]) and "\ufffd" not in d.text[4:6]
     )
     stop = plain.text[4:6]
     done = generate(model, [plain.request.prompt], max_tokens=20, stop=stop)[0]
@@ -122,9 +126,10 @@ def test_two_engines_may_share_a_model() -> None:
     shared = tiny.model("llama", dtype=torch.bfloat16)
     request = Request(prompt=(1, 2, 3), max_tokens=6)
     first, second = (NativeEngine(shared, slots=2) for _ in range(2))
-    assert next(first.generate(iter([request]), longest=9)).token_ids == next(
-        second.generate(iter([request]), longest=9)
-    ).token_ids
+    assert (
+        next(first.generate(iter([request]), longest=9)).token_ids
+        == next(second.generate(iter([request]), longest=9)).token_ids
+    )
 
 
 def test_a_model_that_has_generated_is_saved_whole(tmp_path: Any) -> None:

@@ -54,7 +54,11 @@ def test_texts_are_used_one_after_another_and_their_end_is_said() -> None:
 def test_words_are_tokens() -> None:
     engine = ScriptedEngine(["a b c", "a b c", "a b c"], slots=1)
     done = run(engine, iter([request(0, 2), request(1, 3), request(2, 4)]))
-    assert [(d.text, d.finish_reason) for d in done] == [("a b", "length"), ("a b c", "length"), ("a b c", "stop")]
+    assert [(d.text, d.finish_reason) for d in done] == [
+        ("a b", "length"),
+        ("a b c", "length"),
+        ("a b c", "stop"),
+    ]
     assert [len(d.token_ids) for d in done] == [2, 3, 4]
     assert done[0].prompt_tokens == 2
 

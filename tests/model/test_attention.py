@@ -91,7 +91,9 @@ def test_masks_go_by_position() -> None:
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama", "mistral"])
 def test_each_layer_has_its_own_window_and_the_models_scale(family: str, plain: bool) -> None:
-    config = config_from_hf(tiny.hf_config(family, sliding_window=4, num_attention_heads=H, num_key_value_heads=K))
+    config = config_from_hf(
+        tiny.hf_config(family, sliding_window=4, num_attention_heads=H, num_key_value_heads=K)
+    )
     q, k, v = inputs()
     attend = CausalAttention(config, torch.arange(T).expand(B, T), plain=plain)
     for layer in range(config.num_hidden_layers):

@@ -92,7 +92,9 @@ def test_tokens_one_by_one_give_the_logits_of_the_whole_text(family: str) -> Non
 def test_pieces_of_a_prompt_give_the_logits_of_the_whole_text(family: str, cuts: list[int]) -> None:
     driver = Driver(tiny.decoder(family))
     ends = list(itertools.accumulate(cuts))
-    pieces = [Piece(tuple(IDS[end - n : end]), 1, end - n, NO_PREFIX) for end, n in zip(ends, cuts, strict=True)]
+    pieces = [
+        Piece(tuple(IDS[end - n : end]), 1, end - n, NO_PREFIX) for end, n in zip(ends, cuts, strict=True)
+    ]
     close(torch.cat([driver.prefill(piece)[0] for piece in pieces]), whole(driver.decoder, IDS[: ends[-1]]))
 
 

@@ -52,7 +52,9 @@ IDS_BT = torch.randint(0, tiny.VOCAB, (2, 40), generator=torch.Generator().manua
 
 def reference(hf: dict[str, Any], ours: Decoder) -> PreTrainedModel:
     """The same weights in transformers' own model of that config.json."""
-    fields = copy.deepcopy({name: value for name, value in hf.items() if name != "model_type"})  # it edits them
+    fields = copy.deepcopy(
+        {name: value for name, value in hf.items() if name != "model_type"}
+    )  # it edits them
     config = AutoConfig.for_model(hf["model_type"], **fields)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     missing, unexpected = model.load_state_dict(ours.state_dict(), strict=False)
@@ -166,11 +168,20 @@ def test_transformers_reads_what_is_written(case: str) -> None:
         model = reference(json.loads(json.dumps(config_to_hf(ours.config))), ours)
         assert relative(ours(IDS_BT), model(IDS_BT).logits) <= 1e-4
         # and what transformers 5 then saves (`rope_parameters`), we read as the same
-        assert_same_model(config_from_hf(json.loads(model.config.to_json_string(use_diff=False))), ours.config)
+        assert_same_model(
+            config_from_hf(json.loads(model.config.to_json_string(use_diff=False))), ours.config
+        )
 
 
 def assert_same_model(got: DecoderConfig, wanted: DecoderConfig) -> None:
-    for name in ("layer_types", "rope_theta", "rope_scaling", "attn_logit_softcapping", "head_dim", "qk_norm"):
+    for name in (
+        "layer_types",
+        "rope_theta",
+        "rope_scaling",
+        "attn_logit_softcapping",
+        "head_dim",
+        "qk_norm",
+    ):
         assert getattr(got, name) == getattr(wanted, name), name
     for layer in range(wanted.num_hidden_layers):
         assert (got.window(layer), got.rope_base(layer)) == (wanted.window(layer), wanted.rope_base(layer))
@@ -200,7 +211,11 @@ def test_defaults_are_those_of_the_family() -> None:
         for kind in ("llama", "gemma2", "gemma3_text", "mistral", "qwen2")
     )
     assert (llama.head_dim, llama.num_key_value_heads, llama.rope_theta) == (8, 4, 10000.0)
-    assert (gemma2.head_dim, gemma2.attn_logit_softcapping, gemma2.final_logit_softcapping) == (256, 50.0, 30.0)
+    assert (gemma2.head_dim, gemma2.attn_logit_softcapping, gemma2.final_logit_softcapping) == (
+        256,
+        50.0,
+        30.0,
+    )
     assert (gemma2.layer_types, gemma2.sliding_window) == (("sliding_attention", "full_attention"), 4096)
     assert gemma2.tie_word_embeddings
     assert (gemma3.rope_theta, gemma3.rope_local_base_freq) == (1e6, 1e4)
@@ -210,7 +225,9 @@ def test_defaults_are_those_of_the_family() -> None:
 
 
 def test_a_multimodal_gemma_3_is_read_for_its_text() -> None:
-    config = config_from_hf({"model_type": "gemma3", "text_config": tiny.hf_config("gemma3"), "vision_config": {}})
+    config = config_from_hf(
+        {"model_type": "gemma3", "text_config": tiny.hf_config("gemma3"), "vision_config": {}}
+    )
     assert config == config_from_hf(tiny.hf_config("gemma3"))
 
 
@@ -245,7 +262,12 @@ def test_a_configuration_that_cannot_work_is_refused(changes: dict[str, Any], sa
 
 @pytest.mark.parametrize(
     "changes",
-    [{"sliding_window": 0}, {"sliding_window": -3}, {"layer_types": ["sliding_attention"]}, {"layer_types": ["a", "b"]}],
+    [
+        {"sliding_window": 0},
+        {"sliding_window": -3},
+        {"layer_types": ["sliding_attention"]},
+        {"layer_types": ["a", "b"]},
+    ],
 )
 def test_impossible_windows_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputRefused):

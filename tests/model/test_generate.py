@@ -34,7 +34,9 @@ def encode(text: str) -> list[int]:
     return [tiny.BOS, *TOKENIZER.encode(text)]
 
 
-def generator(decoder: Decoder, *, slots: int = 4, lanes: int = 1, strict: bool = False, **shape: int) -> Generator:
+def generator(
+    decoder: Decoder, *, slots: int = 4, lanes: int = 1, strict: bool = False, **shape: int
+) -> Generator:
     sizes = {"capacity": 160, "prefix_capacity": 128, **shape}
     return Generator(decoder, TOKENIZER, encode, CacheShape(slots=slots, **sizes), lanes=lanes, strict=strict)
 
@@ -51,7 +53,9 @@ def texts(generator_: Generator, requests: Sequence[Request]) -> dict[Any, tuple
     return found
 
 
-def greedy_without_cache(decoder: Decoder, prompt: Sequence[int], count: int, stops: Sequence[int] = ()) -> list[int]:
+def greedy_without_cache(
+    decoder: Decoder, prompt: Sequence[int], count: int, stops: Sequence[int] = ()
+) -> list[int]:
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(decoder(torch.tensor([ids]))[0, -1].argmax()))
@@ -65,7 +69,9 @@ def greedy_without_cache(decoder: Decoder, prompt: Sequence[int], count: int, st
 FLOATS = {family: tiny.decoder(family) for family in ("llama", "gemma2", "gemma3", "qwen2_sliding")}
 BFLOATS = {family: tiny.decoder(family, dtype=torch.bfloat16) for family in ("llama", "gemma3")}
 fuse(BFLOATS["llama"])
-MODELS = {f"{name}-{d.model.embed_tokens.weight.dtype}": d for part in (FLOATS, BFLOATS) for name, d in part.items()}
+MODELS = {
+    f"{name}-{d.model.embed_tokens.weight.dtype}": d for part in (FLOATS, BFLOATS) for name, d in part.items()
+}
 ALONE: dict[tuple[str, Any], tuple[int, ...]] = {}
 
 
@@ -116,7 +122,9 @@ def alone(name: str, row: tuple[Any, ...]) -> tuple[int, ...]:
     st.sampled_from([1, 2]),
 )
 @settings(max_examples=18, derandomize=True, deadline=None)
-def test_any_batch_gives_a_row_the_same_text(name: str, batch: list[tuple[Any, ...]], random: Any, lanes: int) -> None:
+def test_any_batch_gives_a_row_the_same_text(
+    name: str, batch: list[tuple[Any, ...]], random: Any, lanes: int
+) -> None:
     order = list(range(len(batch)))
     random.shuffle(order)
     found = texts(generator(MODELS[name], lanes=lanes), [of_row(batch[i], i) for i in order])
@@ -153,7 +161,9 @@ def test_prompts_over_several_tiles(family: str, monkeypatch: pytest.MonkeyPatch
     decoder = FLOATS[family]
     lengths = (33, 34, 35, 40, 65, 97, 30, 2, 20)
     asked = [request([(n * 7 + i) % 256 for i in range(n)], 12, tag=n, logprobs=True) for n in lengths]
-    together = {d.request.tag: (d.token_ids, d.logprobs) for d in generator(decoder, slots=6).run(iter(asked))}
+    together = {
+        d.request.tag: (d.token_ids, d.logprobs) for d in generator(decoder, slots=6).run(iter(asked))
+    }
     for one in asked:
         done = next(generator(decoder, slots=6).run(iter([one])))
         assert together[one.tag] == (done.token_ids, done.logprobs)
@@ -166,7 +176,8 @@ def test_prompts_over_several_tiles(family: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("family", sorted(FLOATS))
 def test_a_shared_prefix_changes_nothing_but_is_computed_once(family: str) -> None:
     asked = [
-        request((*PREFIXES[1], *range(n, n + 5)), 15, shared_prefix=(*PREFIXES[1], 9), tag=n) for n in range(6)
+        request((*PREFIXES[1], *range(n, n + 5)), 15, shared_prefix=(*PREFIXES[1], 9), tag=n)
+        for n in range(6)
     ]
     made = generator(FLOATS[family])
     calls: list[tuple[int, ...]] = []
@@ -198,7 +209,9 @@ def test_a_kept_context_gives_the_same_text_as_none(name: str) -> None:
     made = generator(MODELS[name], slots=8)
     got = texts(made, first)
     second = [
-        request((*range(n, n + 20), *got[n], 1, 2, 3) if n % 3 else range(n, n + 15), 10, tag=n, reuse=n, seed=n)
+        request(
+            (*range(n, n + 20), *got[n], 1, 2, 3) if n % 3 else range(n, n + 15), 10, tag=n, reuse=n, seed=n
+        )
         for n in range(6)
     ] + [request(range(60, 80), 10, tag=9, reuse=0), request(range(9), 10, tag=10, reuse="never kept")]
     plain = [request(r.prompt, 10, tag=r.tag, seed=r.seed) for r in second]
@@ -339,7 +352,9 @@ def test_prompts_that_cannot_be_fed_are_refused_and_the_rest_goes_on() -> None:
 def spelling(text: str) -> Decoder:
     """A decoder that, whatever token it sees, continues the text: byte n+1 follows byte n (all bytes distinct)."""
     ids = [*text.encode(), tiny.EOS]
-    made = tiny.decoder("llama", hidden_size=tiny.VOCAB, num_hidden_layers=1, num_attention_heads=2, intermediate_size=2)
+    made = tiny.decoder(
+        "llama", hidden_size=tiny.VOCAB, num_hidden_layers=1, num_attention_heads=2, intermediate_size=2
+    )
     for name, parameter in made.named_parameters():
         parameter.fill_(1.0 if "norm" in name else 0.0)
     made.model.embed_tokens.weight.copy_(torch.eye(tiny.VOCAB))
@@ -425,7 +440,11 @@ def test_logprobs_are_those_of_the_decoder(name: str, kind: int) -> None:
 
 
 def test_sampled_text_goes_by_its_seed() -> None:
-    asked = [request(range(10), 20, sampling=KINDS[1], seed=seed, tag=(seed, n)) for seed in (0, 1, 2**64 - 1) for n in (0, 1)]
+    asked = [
+        request(range(10), 20, sampling=KINDS[1], seed=seed, tag=(seed, n))
+        for seed in (0, 1, 2**64 - 1)
+        for n in (0, 1)
+    ]
     found = texts(generator(FLOATS["llama"]), asked)
     assert all(found[seed, 0] == found[seed, 1] for seed in (0, 1, 2**64 - 1))
     assert len(set(found.values())) == 3
@@ -438,7 +457,9 @@ def test_the_first_token_is_banned_and_the_penalty_counts_prompt_and_text() -> N
     assert done.token_ids != (ord("b"),)
     loop = tiny.decoder("llama", seed=5)
     plain = greedy_without_cache(loop, range(5), 60)
-    punished = texts(generator(loop), [request(range(5), 60, sampling=Sampling(repetition_penalty=3.0), tag=0)])[0]
+    punished = texts(
+        generator(loop), [request(range(5), 60, sampling=Sampling(repetition_penalty=3.0), tag=0)]
+    )[0]
     assert len(set(punished)) > len(set(plain))
     ids = list(range(5))
     for token in punished:

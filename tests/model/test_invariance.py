@@ -27,7 +27,9 @@ def found_with(decoder: Decoder, *, slots: int = 16, capacity: int = 100) -> Inv
     return check_invariance(decoder, cache, SIZES)
 
 
-def patch(monkeypatch: pytest.MonkeyPatch, rule: Callable[[int], float], only: Callable[[Tensor], bool]) -> None:
+def patch(
+    monkeypatch: pytest.MonkeyPatch, rule: Callable[[int], float], only: Callable[[Tensor], bool]
+) -> None:
     """Linear layers whose result is off by a factor that depends on the number of rows."""
     plain: Linear = F.linear
 
@@ -45,7 +47,9 @@ def every(_weight: Tensor) -> bool:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_well_behaved_products_may_be_used_at_all_sizes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row by itself: what is the same whatever the shape. Attention's own products stay as they are."""
-    monkeypatch.setattr(F, "linear", lambda x, w, b=None: (x[..., None, :] * w).sum(-1) + (0 if b is None else b))
+    monkeypatch.setattr(
+        F, "linear", lambda x, w, b=None: (x[..., None, :] * w).sum(-1) + (0 if b is None else b)
+    )
     found = found_with(tiny.decoder(family))
     assert found.tiled
     assert found.sizes == {size for size in SIZES if LEAST_COLUMNS <= size < 16}
@@ -92,7 +96,9 @@ def test_a_seldom_seen_bit_behind_a_residual_sum_is_found(monkeypatch: pytest.Mo
     assert 8 not in found_with(tiny.decoder("llama", dtype=torch.bfloat16)).sizes
 
 
-def test_attention_that_changes_with_the_caches_length_rules_out_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_changes_with_the_caches_length_rules_out_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     attend = cache_module.attend_rows
 
     def off(q: Tensor, kv: tuple[Tensor, Tensor], *rest: object) -> Tensor:

@@ -95,7 +95,9 @@ def test_the_planned_cache_is_what_is_taken(model: load.Model, monkeypatch: pyte
     assert plan.shape.slots == 5
 
 
-def test_too_little_memory_is_refused_with_what_to_do(model: load.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused_with_what_to_do(
+    model: load.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_free(monkeypatch, MIB)
     with pytest.raises(ResourceExhausted, match="memory") as refused:
         plan_memory(model, 100)

@@ -243,7 +243,10 @@ def test_draw_follows_the_softmax_at_its_temperature(temperature: float) -> None
 @pytest.mark.parametrize(("penalty", "wanted"), [(1.0, 2), (1.2, 2), (1.6, 0), (2.1, 3)])
 def test_repetition_penalty_divides_what_is_positive(penalty: float, wanted: int) -> None:
     logits = [2.0, -4.0, 3.0, 1.45]
-    assert draw_one(logits, Sampling(repetition_penalty=penalty), seen=[1, 2, 0] if penalty > 2 else [2]) == wanted
+    assert (
+        draw_one(logits, Sampling(repetition_penalty=penalty), seen=[1, 2, 0] if penalty > 2 else [2])
+        == wanted
+    )
 
 
 def test_repetition_penalty_multiplies_what_is_negative() -> None:

@@ -60,8 +60,8 @@ def complete(server: Any, ids: list[int], tokens: int) -> list[dict[str, Any]]:
     asked = {
         "prompt": ids,
         "n_predict": tokens,
-        "temperature": -1.0,
-        "samplers": [],
+        "temperature": 0.0,
+        "samplers": ["temperature"],
         "n_probs": 3,
         "cache_prompt": False,
     }
