@@ -196,10 +196,17 @@ def generate(
     Raises UsageError for settings out of range, ResourceExhausted for lack of memory.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
-    stops = list(stop) if not isinstance(stop, str) else [stop]
+    stops = [stop] if isinstance(stop, str) else list(stop)
     strings = tuple(item for item in stops if isinstance(item, str))
     ids = (*model.stop_ids, *(item for item in stops if isinstance(item, int)))
+    if isinstance(prompts, str) or "" in strings or type(max_tokens) is not int:
+        raise UsageError(
+            "these arguments cannot be meant",
+            why="`prompts` is a list of texts, a stop text is not empty, `max_tokens` is a whole number",
+        )
     encoded = [tuple(encode_prompt(model.tokenizer, p)) if isinstance(p, str) else tuple(p) for p in prompts]
+    if any(not 0 <= token < model.config.vocab_size for prompt in encoded for token in prompt):
+        raise UsageError("a prompt holds a token id that the model does not have")
     requests = [
         Request(
             prompt=prompt,

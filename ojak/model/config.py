@@ -36,7 +36,8 @@ ROPE_SCALING = {
 
 def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     """Reads the contents of a `config.json`. Raises InputRefused for a family or a value that is not supported."""
-    config = dict(config.get("text_config") or config)
+    inner = config.get("text_config") or config
+    config = dict(inner) if isinstance(inner, Mapping) else {}
     model_type = "gemma3_text" if config.get("model_type") == "gemma3" else config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise InputRefused(

@@ -34,6 +34,17 @@ LIMITS = {
     "num_hidden_layers": 1 << 10,
     "num_attention_heads": 1 << 12,
     "head_dim": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "max_position_embeddings": 1 << 30,
+}
+# Real numbers and the largest sensible value of each; all are positive, and those that are None are unset.
+REALS = {
+    "rms_norm_eps": 1.0,
+    "rope_theta": 1e15,
+    "rope_local_base_freq": 1e15,
+    "query_pre_attn_scalar": 1e9,
+    "attn_logit_softcapping": 1e9,
+    "final_logit_softcapping": 1e9,
 }
 
 
@@ -80,12 +91,19 @@ class DecoderConfig:
     def _problem(self) -> str:
         """What is wrong with the values, or an empty string."""
         for name, limit in LIMITS.items():
-            if not isinstance(getattr(self, name), int) or not 0 < getattr(self, name) <= limit:
-                return f"{name} is {getattr(self, name)}; it must be a whole number between 1 and {limit}"
-        for name in ("rms_norm_eps", "rope_theta", "rope_local_base_freq"):
-            if not 0 < (1.0 if getattr(self, name) is None else getattr(self, name)) < math.inf:
-                return f"{name} is {getattr(self, name)}; it must be positive"
-        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+            if type(getattr(self, name)) is not int or not 0 < getattr(self, name) <= limit:
+                return (
+                    f"{name} is {getattr(self, name)!r:.80}; it must be a whole number between 1 and {limit}"
+                )
+        for name, limit in REALS.items():
+            value = getattr(self, name)
+            if value is not None and not (type(value) in (int, float) and 0 < value <= limit):
+                return f"{name} is {value!r:.80}; it must be a number above 0 and up to {limit:g}"
+        if self.sliding_window is not None and not (
+            type(self.sliding_window) is int and self.sliding_window <= 1 << 30
+        ):
+            return f"sliding_window is {self.sliding_window!r:.80}; it must be a whole number"
+        if self.num_attention_heads % self.num_key_value_heads:
             return f"{self.num_attention_heads} query heads over {self.num_key_value_heads} key-value heads"
         if self.head_dim < 2 or self.head_dim % 2:
             return f"head_dim is {self.head_dim}; it must be even"

@@ -108,6 +108,11 @@ def test_max_tokens_is_the_most(alphabet: Model) -> None:
     assert (done.text, done.finish_reason) == ("q", "stop")
 
 
+def test_a_written_bos_is_the_only_one(random_model: Model) -> None:
+    done = generate(random_model, ["ab", "<s>ab", "<s><s>ab", (tiny.BOS, *b"ab")], max_tokens=4)
+    assert [one.request.prompt for one in done] == [(tiny.BOS, *b"ab")] * 4
+
+
 # -- rows ---------------------------------------------------------------------------------------------------------------
 
 

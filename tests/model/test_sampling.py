@@ -134,6 +134,22 @@ def test_the_edges_give_the_first_and_the_last_possible_token(width: int) -> Non
     assert invert(weights, torch.tensor([0.0, ONE]).double()).tolist() == [0, width - 1]
 
 
+def test_rounded_sums_lead_to_no_token_without_weight() -> None:
+    """A block's sum is float32: rounded up, its end lies beyond the last weight; rounded down, before the first."""
+    weights = torch.rand(400, 2 * BLOCK, generator=torch.Generator().manual_seed(2)) ** 8
+    weights[:, 0::BLOCK] = weights[:, -9:] = 0
+    for u, place in ((0.0, 1), (ONE, 2 * BLOCK - 10)):
+        assert invert(weights, torch.full((400,), u).double()).unique().tolist() == [place]
+    # Two blocks with one weight each, and the uniforms around the border between them.
+    small = torch.rand(400, generator=torch.Generator().manual_seed(3)) * 2.0**-30
+    weights = torch.zeros(400, 2 * BLOCK)
+    weights[:, 5], weights[:, BLOCK + 5] = 1.0, small
+    border = 1.0 / (1.0 + small.double())
+    for step in range(-3, 4):
+        drawn = invert(weights, (border + step * 2.0**-53).clamp(max=ONE))
+        assert set(drawn.tolist()) <= {5, BLOCK + 5}
+
+
 @pytest.mark.parametrize("width", [3, 40, 1000])
 def test_invert_draws_with_the_exact_frequencies(width: int) -> None:
     weights = random_logits(width, 1, width, 1.0).exp()
