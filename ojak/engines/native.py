@@ -125,7 +125,10 @@ class NativeEngine:
             self.generator = None
         self.plan = plan_memory(model, longest, self.slots)
         generator = self._generator(self.plan.shape.slots)
-        if self.slots is None and generator.sizes[:-1] == [] and self.plan.shape.slots != FIXED_SLOTS:
+        size_matters = not generator.found.sizes
+        if self.slots is None and size_matters and self.plan.shape.slots > FIXED_SLOTS:
+            generator.close()
+            del generator
             self.plan = plan_memory(model, longest, FIXED_SLOTS)
             generator = self._generator(FIXED_SLOTS)
         return generator
@@ -198,7 +201,7 @@ def generate(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     stops = [stop] if isinstance(stop, str) else list(stop)
     strings = tuple(item for item in stops if isinstance(item, str))
-    ids = (*model.stop_ids, *(item for item in stops if isinstance(item, int)))
+    ids = (*model.stop_ids, *(int(item) for item in stops if not isinstance(item, str)))
     if isinstance(prompts, str) or "" in strings or type(max_tokens) is not int:
         raise UsageError(
             "these arguments cannot be meant",

@@ -88,8 +88,8 @@ def from_source(
     source: Source, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> Model:
     """Builds the model that `read_source` described; dtype, device and errors as in `load_model`."""
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if isinstance(dtype, str) and dtype not in DTYPES:
+    where = _device(device)
+    if dtype is not None and dtype not in (*DTYPES, *DTYPES.values()):
         raise UsageError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype] if isinstance(dtype, str) else dtype or default_dtype(where)
     config = config_from_hf(source.config)
@@ -104,6 +104,19 @@ def from_source(
         quantization=source.quantization,
         license=source.license,
     )
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, if it is here; by default CUDA where there is one, else the CPU."""
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(
+            f"the device {str(device)[:60]!r} is not known", fix="use cpu, cuda or cuda:N"
+        ) from error
+    if where.type not in ("cpu", "cuda") or (where.type == "cuda" and not torch.cuda.is_available()):
+        raise UsageError(f"the device {str(where)!r} is not here", fix="use cpu")
+    return where
 
 
 def read_source(

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import tokenizers
 import torch
 
+from model import tiny
 from ojak.engines import native
 from ojak.engines.native import FIXED_SLOTS, NativeEngine, engine_of, generate, plan_memory
 from ojak.errors import InputRefused, ResourceExhausted, UsageError
