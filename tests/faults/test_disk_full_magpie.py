@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from magpie_processes import running
-from scripted_runs import data, run
 
 from ojak.artifact import Artifact, verify
 from ojak.synthesize.run import LEDGER
+from scripted_runs import data, run
 
 ROWS = 60
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from magpie_processes import running
-from scripted_runs import data, run
 
 from ojak.artifact import verify
 from ojak.errors import Locked
+from scripted_runs import data, run
 
 ROWS = 40
 

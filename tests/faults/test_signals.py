@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from scripted_runs import config, data
 from test_kill import committed
 
 from ojak.artifact import verify
 from ojak.engines.scripted import ScriptedEngine
 from ojak.synthesize.run import synthesize_magpie
+from scripted_runs import config, data
 
 ROWS = 600
 
