@@ -65,9 +65,11 @@ def test_the_seed_decides_and_places_differ(model: Model) -> None:
 
 def test_settings_arrive(model: Model) -> None:
     cold = generate(model, ["abc"], max_tokens=10)[0].token_ids
-    for setting in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+    narrow: list[dict[str, Any]] = [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}]
+    for setting in narrow:
         assert generate(model, ["abc"], max_tokens=10, temperature=1.0, **setting)[0].token_ids == cold
-    for wrong in ({"temperature": -1.0}, {"top_p": 2.0}, {"min_p": -1.0}, {"top_k": -2}):
+    refused: list[dict[str, Any]] = [{"temperature": -1.0}, {"top_p": 2.0}, {"min_p": -1.0}, {"top_k": -2}]
+    for wrong in refused:
         with pytest.raises(UsageError):
             generate(model, ["abc"], max_tokens=10, **wrong)
 

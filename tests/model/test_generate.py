@@ -225,7 +225,9 @@ def test_kept_contexts_are_used_where_they_may_be() -> None:
     seen = []
     lane = made.lanes[0]
     copy_in = lane.cache.copy_in
-    lane.cache.copy_in = lambda index, entries, count: (seen.append(count), copy_in(index, entries, count))[1]
+    lane.cache.copy_in = lambda slot, entries, length: (seen.append(length), copy_in(slot, entries, length))[
+        1
+    ]
     texts(made, [request(range(30), 5, reuse="a", tag=0)])
     assert seen == [29]
     texts(made, [request(range(30), 5, reuse="a", tag=0)])
