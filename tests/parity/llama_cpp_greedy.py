@@ -50,7 +50,8 @@ def serve(path: Path, context: int) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.warmup = context, 1, False
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    # One thread: two would spin at each barrier while other tests hold the second core.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type(0)  # F32; half precision is its default
     params.cache_ram_mib = 0
     return xllamacpp.Server(params)

@@ -57,9 +57,9 @@ def of_llama_cpp(path: Path, folder: Path, prompts: list[list[int]]) -> list[lis
         input=json.dumps({"prompts": prompts, "tokens": TOKENS}),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -78,6 +78,7 @@ def of_ojak(path: Path, prompts: list[list[int]]) -> list[list[int]]:
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", sorted(PROMPTS))
 def test_greedy_text_equals_that_of_llama_cpp(name: str, tmp_path: Path) -> None:
     path = model_file(name)
