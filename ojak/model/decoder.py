@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ojak.errors import InputRefused
-from ojak.model.attention import CausalAttention
+from ojak.model.attention import CausalAttention, softcap
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 LIMITS = {
@@ -295,9 +295,7 @@ class Decoder(nn.Module):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Hidden states to logits (B, T, V), capped where the family caps them."""
-        logits_BTV = self.lm_head(x_BTD)
-        cap = self.config.final_logit_softcapping
-        return logits_BTV if cap is None else torch.tanh(logits_BTV / cap) * cap
+        return softcap(self.lm_head(x_BTD), self.config.final_logit_softcapping)
 
 
 def rope_cos_sin(config: DecoderConfig, base: float, positions_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,7 +183,7 @@ class MagpieRun:
                     self.ready.append(request)
             if row.finished:
                 self._finished(row)
-            if self.judged == min(PROBE_ROWS, len(self.rows)):
+            if self.judged == PROBE_ROWS:
                 self._probe()
 
     def _verdict(self, row: Row) -> str | None:
@@ -213,8 +213,6 @@ class MagpieRun:
     def _probe(self) -> None:
         """Refuses a model whose first rows are fragments, before more is spent on it."""
         first = self.rows[: self.judged]
-        if len(first) < PROBE_ROWS:
-            return
         reasons_found = (row.reason for row in first if row.stage == "instruction" and row.reason)
         bad = Counter(reason for reason in reasons_found if not reason.startswith("duplicate"))
         if sum(bad.values()) < PROBE_REFUSED * len(first):
@@ -317,7 +315,7 @@ class MagpieRun:
         """The most tokens of prompt and completion together, of either request; cleaning adds a few at most."""
         config, count = self.config, self.engine.count_tokens
         around = count(self.prefix.pre_query) + count(self.prefix.post_query) + SLACK_TOKENS
-        return around + config.max_instruction_tokens + max(config.max_response_tokens, 1)
+        return around + config.max_instruction_tokens + config.max_response_tokens
 
     def _sampling(self, number: int) -> Sampling:
         temperature, top_p = self.config.cells[number % len(self.config.cells)]
