@@ -111,8 +111,8 @@ class SlotCache:
     def write(self, layer: int, flat_NK: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> None:
         """Stores tokens at the places that `Places` gave for this layer."""
         E = k_NKE.shape[-1]
-        self.k[layer].view(-1, E)[flat_NK] = k_NKE.reshape(-1, E)
-        self.v[layer].view(-1, E)[flat_NK] = v_NKE.reshape(-1, E)
+        self.k[layer].view(-1, E).index_copy_(0, flat_NK, k_NKE.reshape(-1, E))
+        self.v[layer].view(-1, E).index_copy_(0, flat_NK, v_NKE.reshape(-1, E))
 
     def add_prefix(self, layer: int, k_KPE: Tensor, v_KPE: Tensor) -> None:
         """Appends a prefix's keys and values to a layer's pool, filled up with zeros to a multiple of LENGTH_STEP.
@@ -153,7 +153,7 @@ class Places:
 
 
 class Masks:
-    """Additive float32 masks (N, T, P + L) of a step for each window that occurs.
+    """Additive masks (N, T, P + L), in the cache's dtype, of a step for each window that occurs.
 
     own_NT: index of each query token in its slot (-1 for padding); spans_N2: begin and end of each row's prefix in the
     pool.
@@ -167,9 +167,8 @@ class Masks:
             shared = _prefix_visible(own_NT, spans_N2, cache.prefix_used, window)
             kept = _ring_visible(own_NT, newest_N1, length, window)
             visible = torch.cat([shared, kept], -1)
-            self.by_window[window] = torch.zeros(visible.shape, device=visible.device).masked_fill_(
-                ~visible, -1e30
-            )
+            mask = torch.zeros(visible.shape, dtype=cache.dtype, device=visible.device)
+            self.by_window[window] = mask.masked_fill_(~visible, max(-1e30, torch.finfo(cache.dtype).min / 2))
 
 
 def _prefix_visible(own_NT: Tensor, spans_N2: Tensor, total: int, window: int | None) -> Tensor:
@@ -212,8 +211,10 @@ def attend_rows(
         all_q = q_NKXE.transpose(0, 1).reshape(K, N * X, E)
         shared = (all_q @ shared_k.transpose(-1, -2)).view(K, N, X, P).transpose(0, 1)
         scores = torch.cat([shared, scores], -1)
-    scores = softcap(scores.float().mul_(scale), cap).add_(mask_N1XL)
-    weights = scores.softmax(-1).type_as(v)
+    if cap is None:  # the softmax kernel works in float32 inside
+        weights = scores.mul_(scale).add_(mask_N1XL).softmax(-1)
+    else:
+        weights = softcap(scores.float().mul_(scale), cap).add_(mask_N1XL).softmax(-1).type_as(v)
     out = weights[..., P:] @ v
     if P:
         all_weights = weights[..., :P].transpose(0, 1).reshape(K, N * X, P)

@@ -176,7 +176,7 @@ class Attention(nn.Module):
         super().__init__()
         D, E, bias = config.hidden_size, config.head_dim, config.attention_bias
         H, K = config.num_attention_heads, config.num_key_value_heads
-        self.layer, self.head_dim = layer, E
+        self.layer, self.head_dim, self.widths = layer, E, (H * E, K * E, K * E)
         self.q_proj = Linear(D, H * E, bias=bias)
         self.k_proj = Linear(D, K * E, bias=bias)
         self.v_proj = Linear(D, K * E, bias=bias)
@@ -189,7 +189,7 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, cos_sin_BT1E: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
         if self.fused_qkv is not None:
-            q, k, v = self.fused_qkv(x_BTD)
+            q, k, v = self.fused_qkv(x_BTD).split(self.widths, -1)
         else:
             q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
         q_BTHE = rotate(self.q_norm(q.view(B, T, -1, self.head_dim)), *cos_sin_BT1E)
@@ -207,14 +207,13 @@ class MLP(nn.Module):
         self.gate_proj = Linear(D, inner, bias=False)
         self.up_proj = Linear(D, inner, bias=False)
         self.down_proj: nn.Module = Linear(inner, D, bias=False)
-        self.fused_gate_up: nn.Module | None = None
+        self.fused_gate_up: nn.Module | None = None  # act(gate(x)) * up(x), set by fuse.py for generation
         self.silu = config.hidden_act == "silu"
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.fused_gate_up is not None:
-            gate_BTF, up_BTF = self.fused_gate_up(x_BTD)
-        else:
-            gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+            return self.down_proj(self.fused_gate_up(x_BTD))
+        gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
         gate_BTF = F.silu(gate_BTF) if self.silu else F.gelu(gate_BTF, approximate="tanh")
         return self.down_proj(gate_BTF * up_BTF)
 
@@ -322,5 +321,8 @@ def scale_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor
 def rotate(x_BTHE: Tensor, cos_BT1E: Tensor, sin_BT1E: Tensor) -> Tensor:
     """Turns each pair (x_i, x_{i + E/2}) by its angle; float32 inside."""
     first, second = x_BTHE.float().chunk(2, dim=-1)
-    turned = (first * cos_BT1E - second * sin_BT1E, second * cos_BT1E + first * sin_BT1E)
+    turned = (
+        torch.addcmul(first * cos_BT1E, second, sin_BT1E, value=-1),
+        torch.addcmul(second * cos_BT1E, first, sin_BT1E),
+    )
     return torch.cat(turned, dim=-1).type_as(x_BTHE)

@@ -13,31 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ojak.model.decoder import Decoder, Layer
+from ojak.model.decoder import MLP, Decoder, Layer
 
 LAYOUT_ROWS = 256  # the number of rows that the layout is chosen for
 
 
 class JoinedLinear(nn.Module):
-    """Several linear layers of one input as one product; its output is split where theirs end."""
+    """Several linear layers of one input as one product; their outputs lie side by side in its own."""
 
     def __init__(self, layers: Sequence[nn.Module], *, laid_out: bool) -> None:
         super().__init__()
         weights = [layer.get_parameter("weight").detach() for layer in layers]
         biases = [bias.detach() for layer in layers if isinstance(bias := layer.bias, Tensor)]
         self.bias = torch.cat(biases) if biases else None
-        self.widths = [len(weight) for weight in weights]
         weight = torch.cat(weights)
         self.matrix = lay_out(weight) if laid_out else weight
         self.laid_out = laid_out
 
-    def product(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.laid_out:
             return F.linear(x, self.matrix, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.product(x).split(self.widths, dim=-1)
 
 
 class SingleLinear(JoinedLinear):
@@ -47,8 +43,21 @@ class SingleLinear(JoinedLinear):
         super().__init__([layer], laid_out=laid_out)
         self.weight, self.bias = layer.weight, layer.bias
 
-    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.product(x)
+
+class GatedUp(nn.Module):
+    """act(gate(x)) * up(x); nothing larger than one of the two is made on the way."""
+
+    def __init__(self, mlp: MLP, *, laid_out: bool) -> None:
+        super().__init__()
+        self.silu = mlp.silu
+        self.gate, self.up = (
+            JoinedLinear([part], laid_out=laid_out) for part in (mlp.gate_proj, mlp.up_proj)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x)
+        gate = F.silu(gate, inplace=True) if self.silu else F.gelu(gate, approximate="tanh")
+        return gate.mul_(self.up(x))
 
 
 def lay_out(weight: Tensor) -> Tensor:
@@ -94,7 +103,7 @@ def fuse(decoder: Decoder) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         attention.fused_qkv = JoinedLinear(qkv, laid_out=laid_out)
-        mlp.fused_gate_up = JoinedLinear([mlp.gate_proj, mlp.up_proj], laid_out=laid_out)
+        mlp.fused_gate_up = GatedUp(mlp, laid_out=laid_out)
         if laid_out:
             attention.o_proj = SingleLinear(attention.o_proj, laid_out=True)
             mlp.down_proj = SingleLinear(mlp.down_proj, laid_out=True)

@@ -95,7 +95,7 @@ class _Probe:
             x_ND, full = self._reference(place, part, width, reference)
             wanted = max(size, -(-EVIDENCE // full.shape[-1]))
             compared = wanted - wanted % size
-            got = torch.cat([_joined(part(rows)) for rows in x_ND[:compared].split(size)])
+            got = torch.cat([part(rows) for rows in x_ND[:compared].split(size)])
             if not torch.equal(full[:compared], got):
                 return False
         return True
@@ -103,11 +103,11 @@ class _Probe:
     def _reference(self, place: int, part: nn.Module, width: int, batch: int) -> tuple[Tensor, Tensor]:
         """Random rows and what a linear part makes of them in batches of one size; worked out once."""
         if (place, batch) not in self.references:
-            out_width = _joined(part(self.x_ND.new_zeros(1, width))).shape[-1]
+            out_width = part(self.x_ND.new_zeros(1, width)).shape[-1]
             rows = max(len(self.x_ND), -(-EVIDENCE // out_width))
             random = torch.Generator().manual_seed(1)
             x_ND = torch.randn(-(-rows // batch) * batch, width, generator=random).to(self.x_ND)
-            full = torch.cat([_joined(part(some)) for some in x_ND.split(batch)])
+            full = torch.cat([part(some) for some in x_ND.split(batch)])
             self.references[place, batch] = x_ND, full
         return self.references[place, batch]
 
@@ -174,7 +174,3 @@ class _Probe:
         positions = [p for _, begin, end in runs for p in range(begin, end)] + [0] * (tile - used)
         out = self._run(x_ND, positions, PrefillAttend(self.cache, pieces))
         return list(out[:used].split([len(value) for value in values]))
-
-
-def _joined(out: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return torch.cat(out, -1) if isinstance(out, tuple) else out
