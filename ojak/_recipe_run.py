@@ -38,8 +38,7 @@ class Step:
     @property
     def is_blocked(self) -> bool:
         """Whether it cannot run unless its result is moved aside."""
-        stage = self.chosen.stage
-        keeps = stage.resumes or (stage.stable and _same_settings(self))
+        keeps = self.chosen.stage.resumes or _keeps_result(self)
         return bool(self.reasons) and self.has_result and not keeps
 
     def line(self) -> str:
@@ -68,9 +67,10 @@ class Done:
     stopped: str | None
 
     def to_dict(self) -> dict[str, Any]:
+        state = "stopped" if self.stopped else "done" if self.reasons else "up to date"
         return {
             "name": self.name,
-            "state": "done" if self.reasons else "up to date",
+            "state": state,
             "why": list(self.reasons),
             "out": str(self.folder),
             "stopped": self.stopped,
@@ -87,7 +87,7 @@ def plan(recipe: Recipe) -> list[Step]:
         sources = [name for name in chosen.stage.reads if name in again]
         if sources and not step.reasons:
             step = Step(chosen, (f"{', '.join(sources)} runs first",), step.has_result, step.record)
-        if step.reasons and not (chosen.stage.stable and _same_settings(step)):
+        if step.reasons and not _keeps_result(step):
             again.add(chosen.stage.name)
         steps.append(step)
     return steps
@@ -102,6 +102,9 @@ def run(
     progress: Progress | None = None,
 ) -> list[Done]:
     """Bring every stage of the recipe up to date, in order; one that is, is left alone.
+
+    A stage that a budget stopped is the last: those after it would be made from a part of the data. Run again, it goes
+    on, with the same budget once more.
 
     A result that must be made anew is moved aside on `overwrite`. Raises TargetExists, before any work, if it
     may not be; Locked if another process works in the folder; and what the stages raise.
@@ -118,12 +121,11 @@ def run(
                 job = _job(recipe, chosen, accept_license, notify, progress)
                 outcome = _run_stage(recipe, step, job, overwrite)
             else:
-                outcome = Outcome(dict(step.record.get("facts") or {}), step.record.get("stopped"))
-                stopped = (
-                    f" (it stopped at {outcome.stopped}; raise that to go on)" if outcome.stopped else ""
-                )
-                notify(f"{chosen.stage.name}: up to date{stopped}")
+                outcome = Outcome(dict(step.record.get("facts") or {}))
+                notify(f"{chosen.stage.name}: up to date")
             done.append(Done(chosen.stage.name, chosen.folder, step.reasons, outcome.facts, outcome.stopped))
+            if outcome.stopped:
+                break
         return done
 
 
@@ -148,7 +150,8 @@ def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_resu
     if problem:
         return [problem]
     now = _made_with(recipe, chosen)
-    reasons = [f"{name} changed: {change}" for name, change in _changed_settings(chosen, record)]
+    reasons = [f"it stopped at {record['stopped']}"] if record.get("stopped") else []
+    reasons += [f"{name} changed: {change}" for name, change in _changed_settings(chosen, record)]
     before = _dict(record.get("inputs"))
     reasons += [
         f"{name} has a new result" for name in now["inputs"] if before.get(name) != now["inputs"][name]
@@ -162,16 +165,17 @@ def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_resu
 
 
 def _changed_settings(chosen: Chosen, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, "old -> new") of each setting; a limit counts only if the last run stopped at one."""
+    """(name, "old -> new") of each setting that shapes the result; a limit does not."""
     before, now = _dict(record.get("settings")), chosen.resolved()
-    ignored = () if record.get("stopped") else chosen.stage.limits
-    names = [name for name in {**before, **now} if name not in ignored and before.get(name) != now.get(name)]
+    limits = chosen.stage.limits
+    names = [name for name in {**before, **now} if name not in limits and before.get(name) != now.get(name)]
     return [(name, f"{_short(before.get(name))} -> {_short(now.get(name))}") for name in names]
 
 
-def _same_settings(step: Step) -> bool:
-    complete = step.has_result and bool(step.record.get("complete"))
-    return complete and not _changed_settings(step.chosen, step.record)
+def _keeps_result(step: Step) -> bool:
+    """Whether the stage, run again, would leave the result that is there: finished, with the settings of now."""
+    finished = step.has_result and bool(step.record.get("complete")) and not step.record.get("stopped")
+    return step.chosen.stage.stable and finished and not _changed_settings(step.chosen, step.record)
 
 
 def _short(value: Any) -> str:

@@ -336,13 +336,30 @@ def test_run_and_run_again() -> None:
     assert ojak("run", "r.yaml", "--set", "split.seed=4", "--overwrite").exit_code == 0
 
 
-def test_run_in_another_folder_and_with_a_budget() -> None:
+def test_run_in_another_folder() -> None:
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml", "--out", "here").stdout == "here/report/index.html\n"
+    assert verify("here/split")
+
+
+def test_a_budget_ends_a_recipe_at_its_stage() -> None:
     Path("r.yaml").write_text(RECIPE, "utf-8")
     sets = ("--set", "magpie.rows=40", "--set", "magpie.limit_tokens=500")
-    result = ojak("run", "r.yaml", "--out", "here", *sets)
-    assert (result.exit_code, result.stdout) == (3, "here/report/index.html\n")
-    assert ojak("run", "r.yaml", "--out", "here", *sets).exit_code == 3
-    assert verify("here/split")
+    result = ojak("run", "r.yaml", *sets)
+    assert (result.exit_code, result.stdout) == (3, "runs/small\n")
+    assert "magpie stopped at limit_tokens" in result.stderr
+    assert "not run after it: split, report" in result.stderr
+    assert "run the same command again to go on" in result.stderr
+    assert not Path("runs/small/split").exists()
+    again = ojak("run", "r.yaml", *sets, "--json")
+    (stage,) = json.loads(again.stdout)["stages"]
+    assert (again.exit_code, stage["state"], stage["stopped"]) == (3, "stopped", "limit_tokens")
+    assert ojak("run", "r.yaml", "--set", "magpie.rows=40").exit_code == 0
+
+
+def test_a_budget_too_small_for_a_single_row_is_told_as_such() -> None:
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml", "--set", "magpie.limit_tokens=1").exit_code == 3
 
 
 def test_consent_reaches_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:

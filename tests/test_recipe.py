@@ -267,17 +267,26 @@ def test_a_limit_that_was_not_reached_changes_nothing(folder: Path) -> None:
     assert planned("magpie.limit_tokens=100000") == NOTHING
 
 
-def test_a_stage_stopped_at_its_budget(folder: Path) -> None:
-    limited = "magpie.limit_tokens=450"
-    loaded = recipe.load("r.yaml", sets=[limited, "magpie.rows=40"])
+def test_a_budget_stops_the_recipe_and_running_it_again_goes_on(folder: Path) -> None:
+    sets = ("magpie.rows=40", "magpie.limit_tokens=450")
+    loaded = recipe.load("r.yaml", sets=sets)
     done = _recipe_run.run(loaded)
-    assert [item.stopped for item in done] == ["limit_tokens", None, None]
-    done = _recipe_run.run(loaded)
-    assert (done[0].reasons, done[0].stopped) == ((), "limit_tokens")
-    more = ("magpie.limit_tokens=100000", "magpie.rows=40")
-    assert planned(*more)["magpie"] == ("limit_tokens changed: 450 -> 100000",)
-    run(*more, overwrite=True)
-    assert Artifact.open("runs/small/magpie").counts["rows"] == 40
+    assert [(item.name, item.stopped) for item in done] == [("magpie", "limit_tokens")]
+    assert not Path("runs/small/split").exists()
+    begun = Artifact.open("runs/small/magpie").counts["rows"]
+    assert planned(*sets) == ALL_NEW | {"magpie": ("it stopped at limit_tokens",)}
+    while done[-1].stopped:
+        done = _recipe_run.run(loaded)
+        assert done[0].reasons == ("it stopped at limit_tokens",)
+    assert begun < Artifact.open("runs/small/magpie").counts["rows"] == 40
+    assert [item.name for item in done] == ["magpie", "split", "report"]
+    assert planned(*sets) == planned("magpie.rows=40") == NOTHING
+
+
+def test_a_stopped_stage_drags_along_what_was_made_of_its_rows(folder: Path) -> None:
+    run()
+    _recipe_run.run(recipe.load("r.yaml", sets=["magpie.rows=40", "magpie.limit_tokens=450"]), overwrite=True)
+    assert planned("magpie.rows=40")["split"] == ("magpie has a new result",)
 
 
 def test_an_interrupted_stage_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

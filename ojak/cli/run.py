@@ -46,6 +46,6 @@ def run(
     if as_json:
         write_json(result.to_dict())
     else:
-        say(f"everything is in {result.out}")
+        say(f"{'what is done' if result.waiting else 'everything'} is in {result.out}")
         write(result.page or result.out)
     result.check()

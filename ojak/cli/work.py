@@ -83,6 +83,7 @@ class RecipeResult:
     name: str
     out: Path
     done: list[Done]
+    waiting: tuple[str, ...] = ()  # stages after the one that stopped
 
     @property
     def page(self) -> str | None:
@@ -95,11 +96,13 @@ class RecipeResult:
         return {"recipe": self.name, "out": str(self.out), "report": self.page, "stages": stages}
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped a stage."""
-        stopped = [f"{item.name} stopped at {item.stopped}" for item in self.done if item.stopped]
-        if stopped:
+        """Raise PartialResult if a budget stopped a stage, which is then the last one that ran."""
+        last = self.done[-1] if self.done else None
+        if last and last.stopped:
             raise PartialResult(
-                "; ".join(stopped), fix="raise that limit, for example with --set, and run it again to go on"
+                f"{last.name} stopped at {last.stopped}",
+                why=f"not run after it: {', '.join(self.waiting)}" if self.waiting else "",
+                fix="run the same command again to go on; --set may give it a larger budget",
             )
 
 
@@ -119,7 +122,8 @@ def run_recipe(
         done = _recipe_run.run(
             loaded, overwrite=overwrite, accept_license=accept_license, notify=notify, progress=progress
         )
-    return RecipeResult(loaded.name, loaded.out, done)
+    waiting = tuple(item.stage.name for item in loaded.chosen[len(done) :])
+    return RecipeResult(loaded.name, loaded.out, done, waiting)
 
 
 def plan_recipe(path: Path, out: Path | None, sets: Sequence[str]) -> list[Step]:
