@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ojak
 from ojak._files import TargetLock, write_atomic
-from ojak.errors import ResumeRefused, TargetExists, VerificationFailed
+from ojak.errors import OjakError, ResumeRefused, TargetExists, VerificationFailed
 from ojak.recipe import Chosen, Recipe
 from ojak.stages import Job, Outcome, Progress, code_sha256, silent
 
@@ -20,6 +20,7 @@ RECORD = "stage.json"
 RESOLVED = "recipe.json"
 ASIDE = ".aside"
 MAX_RECORD_BYTES = 4 * 2**20
+MAKE_ANEW = "pass --overwrite to move the earlier results aside, or name another folder with --out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +28,20 @@ class Step:
     """A stage and where it stands: no `reasons` means that it is up to date.
 
     `has_result`: there is a result that running it would replace. `record` is what `stage.json` says of the
-    last run.
+    last run. `refusal` is what the stage itself would raise for what its folder holds.
     """
 
     chosen: Chosen
     reasons: tuple[str, ...]
     has_result: bool
     record: Mapping[str, Any]
+    refusal: OjakError | None = None
 
     @property
     def is_blocked(self) -> bool:
         """Whether it cannot run unless its result is moved aside."""
         keeps = self.chosen.stage.resumes or _keeps_result(self)
-        return bool(self.reasons) and self.has_result and not keeps
+        return self.refusal is not None or (bool(self.reasons) and self.has_result and not keeps)
 
     def line(self) -> str:
         """Where the stage stands, in a line."""
@@ -86,7 +88,7 @@ def plan(recipe: Recipe) -> list[Step]:
         step = look(recipe, chosen)
         sources = [name for name in chosen.stage.reads if name in again]
         if sources and not step.reasons:
-            step = Step(chosen, (f"{', '.join(sources)} runs first",), step.has_result, step.record)
+            step = replace(step, reasons=(f"{', '.join(sources)} runs first",))
         if step.reasons and not _keeps_result(step):
             again.add(chosen.stage.name)
         steps.append(step)
@@ -110,13 +112,13 @@ def run(
     may not be; Locked if another process works in the folder; and what the stages raise.
     """
     with TargetLock(recipe.out):
-        _refuse_blocked(plan(recipe), overwrite)
+        refuse_blocked(plan(recipe), overwrite)
         write_atomic(recipe.out / RESOLVED, _json(recipe.resolved()))
         done: list[Done] = []
         for chosen in recipe.chosen:
             step = look(recipe, chosen)
             if step.reasons:
-                _refuse_blocked([step], overwrite)
+                refuse_blocked([step], overwrite)
                 notify(f"{chosen.stage.name}: {'; '.join(step.reasons)}")
                 job = _job(recipe, chosen, accept_license, notify, progress)
                 outcome = _run_stage(recipe, step, job, overwrite)
@@ -135,7 +137,18 @@ def look(recipe: Recipe, chosen: Chosen) -> Step:
     has_result = result.exists()
     record = _read_record(chosen.folder / RECORD)
     reasons = _reasons(recipe, chosen, record, has_result)
-    return Step(chosen, tuple(reasons), has_result, record)
+    refusal = _refusal(recipe, chosen) if reasons else None
+    return Step(chosen, tuple(reasons), has_result, record, refusal)
+
+
+def _refusal(recipe: Recipe, chosen: Chosen) -> OjakError | None:
+    if chosen.stage.check is None:
+        return None
+    try:
+        chosen.stage.check(_job(recipe, chosen))
+    except (ResumeRefused, TargetExists, VerificationFailed) as error:
+        return error
+    return None
 
 
 def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_result: bool) -> list[str]:
@@ -222,9 +235,9 @@ def _damage(chosen: Chosen, record: Mapping[str, Any]) -> str:
 def _job(
     recipe: Recipe,
     chosen: Chosen,
-    accept_license: tuple[str, ...],
-    notify: Callable[[str], None],
-    progress: Progress | None,
+    accept_license: tuple[str, ...] = (),
+    notify: Callable[[str], None] = silent,
+    progress: Progress | None = None,
 ) -> Job:
     inputs = {item.stage.name: item.folder for item in _inputs(recipe, chosen)}
     return Job(chosen.settings, chosen.folder, inputs, accept_license, notify, progress)
@@ -253,15 +266,19 @@ def _run_stage(recipe: Recipe, step: Step, job: Job, overwrite: bool) -> Outcome
     return outcome
 
 
-def _refuse_blocked(steps: list[Step], overwrite: bool) -> None:
+def refuse_blocked(steps: list[Step], overwrite: bool) -> None:
+    """Raise what keeps these stages from running: what one of them says itself, or TargetExists."""
     blocked = [step for step in steps if step.is_blocked]
     if not blocked or overwrite:
         return
+    refusal = next((step.refusal for step in blocked if step.refusal), None)
+    if refusal:
+        raise type(refusal)(refusal.what, why=refusal.why, fix=MAKE_ANEW) from refusal
     why = "; ".join(f"{step.chosen.stage.name}: {', '.join(step.reasons)}" for step in blocked)
     raise TargetExists(
         f"{', '.join(str(step.chosen.folder) for step in blocked)} would have to be made anew",
         why=why,
-        fix="pass --overwrite to move the earlier results aside, or name another folder with --out",
+        fix=MAKE_ANEW,
     )
 
 

@@ -20,6 +20,7 @@ from ojak.errors import InputRefused
 
 if TYPE_CHECKING:
     from ojak.artifact import Artifact
+    from ojak.synthesize.config import MagpieConfig
 
 PACKAGE = Path(__file__).parent
 SOURCES = ("*.py", "*.jinja", "*.css")
@@ -67,7 +68,7 @@ class Stage:
     settings; `own` of its fields are set by the run, never by a recipe, and `inherits` field -> (stage,
     field) is its default.
     code: the files and folders of this package that shape its result. resumes: it goes on with what a folder
-    holds.
+    holds; `check` raises what it would raise for what is there, and writes nothing.
     stable: run again with the same settings, it leaves a sound result as it is. limits: those of its fields
     that only say when to stop early.
     """
@@ -85,6 +86,7 @@ class Stage:
     limits: tuple[str, ...] = ()
     inherits: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     resumes: bool = False
+    check: Callable[[Job], None] | None = None
     stable: bool = False
 
     @property
@@ -171,13 +173,23 @@ def _there(out: Path) -> Artifact | None:
 
 def magpie(job: Job) -> Outcome:
     """Instructions and responses sampled from an aligned model."""
-    from ojak.synthesize.config import MagpieConfig
     from ojak.synthesize.run import summary, synthesize_magpie
 
-    values = job.settings.model_dump()
-    config = MagpieConfig.model_validate({**values, "out": job.out, "accept_license": job.accept_license})
-    artifact = synthesize_magpie(config, progress=job.progress)
+    artifact = synthesize_magpie(_magpie_config(job), progress=job.progress)
     return Outcome(summary(artifact), artifact.stats.get("stopped"))
+
+
+def _check_magpie(job: Job) -> None:
+    from ojak.synthesize.run import check_resumable
+
+    check_resumable(_magpie_config(job))
+
+
+def _magpie_config(job: Job) -> MagpieConfig:
+    from ojak.synthesize.config import MagpieConfig
+
+    values = job.settings.model_dump()
+    return MagpieConfig(**{**values, "out": job.out, "accept_license": job.accept_license})
 
 
 def split(job: Job) -> Outcome:
@@ -218,6 +230,7 @@ STAGES: tuple[Stage, ...] = (
         limits=("limit_tokens", "limit_minutes"),
         inherits={"model": ("pull", "model")},
         resumes=True,
+        check=_check_magpie,
         stable=True,
     ),
     Stage(

@@ -332,8 +332,23 @@ def test_run_and_run_again() -> None:
     changed = ojak("run", "r.yaml", "--set", "split.seed=4")
     assert (changed.exit_code, changed.stdout) == (2, "")
     assert "seed changed: 0 -> 4" in changed.stderr
-    assert "(needs --overwrite)" in ojak("run", "r.yaml", "--set", "split.seed=4", "--dry-run").stdout
+    dry = ojak("run", "r.yaml", "--set", "split.seed=4", "--dry-run")
+    assert "(needs --overwrite)" in dry.stdout
+    assert (dry.exit_code, dry.stderr) == (changed.exit_code, changed.stderr)
+    assert ojak("run", "r.yaml", "--set", "split.seed=4", "--dry-run", "--overwrite").exit_code == 0
     assert ojak("run", "r.yaml", "--set", "split.seed=4", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize("setting", ["magpie.seed=5", "magpie.rows=11"])
+def test_a_dry_run_ends_as_the_run_would(setting: str) -> None:
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml").exit_code == 0
+    dry = ojak("run", "r.yaml", "--set", setting, "--dry-run", "--json")
+    real = ojak("run", "r.yaml", "--set", setting)
+    assert (dry.exit_code, dry.stderr) == (real.exit_code, real.stderr)
+    assert dry.exit_code == 4
+    assert json.loads(dry.stdout)["stages"][0]["needs_overwrite"] is True
+    assert ojak("run", "r.yaml", "--set", setting, "--overwrite").exit_code == 0
 
 
 def test_run_in_another_folder() -> None:

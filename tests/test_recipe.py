@@ -254,12 +254,35 @@ def test_settings_that_cannot_be_resumed(folder: Path) -> None:
     run()
     shutil.rmtree("runs/small/split")
     shutil.rmtree("runs/small/report")
-    with pytest.raises(ResumeRefused, match="seed: 0 -> 5"):
+    with pytest.raises(ResumeRefused, match="seed: 0 -> 5") as caught:
         run("magpie.seed=5")
+    assert "--overwrite" in caught.value.fix
     _, said = run("magpie.seed=5", overwrite=True)
     assert "magpie: the earlier result is now runs/small/.aside/magpie-1" in said
     assert verify("runs/small/.aside/magpie-1").manifest["config"]["seed"] == 0
     assert verify("runs/small/magpie").manifest["config"]["seed"] == 5
+
+
+def test_a_refusal_comes_before_any_work(folder: Path) -> None:
+    run()
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/small/magpie").rglob("*")}
+    step = _recipe_run.plan(recipe.load("r.yaml", sets=["magpie.seed=5"]))[0]
+    assert step.is_blocked
+    assert isinstance(step.refusal, ResumeRefused)
+    with pytest.raises(ResumeRefused, match="seed: 0 -> 5"):
+        run("magpie.seed=5")
+    after = {path: path.stat().st_mtime_ns for path in Path("runs/small/magpie").rglob("*")}
+    assert after == before
+    assert not _recipe_run.plan(recipe.load("r.yaml", sets=["magpie.rows=20"]))[0].is_blocked
+
+
+def test_a_killed_run_is_not_continued_with_other_settings(folder: Path) -> None:
+    run()
+    for name in ("manifest.json", "README.md"):
+        Path("runs/small/magpie", name).unlink()
+    shutil.rmtree("runs/small/magpie/data")
+    assert not _recipe_run.plan(recipe.load("r.yaml"))[0].is_blocked
+    assert _recipe_run.plan(recipe.load("r.yaml", sets=["magpie.seed=5"]))[0].is_blocked
 
 
 def test_a_limit_that_was_not_reached_changes_nothing(folder: Path) -> None:

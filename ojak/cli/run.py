@@ -24,7 +24,9 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move results aside that must be made anew.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which stages would run, and why.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which stages would run, and why, or what is in their way.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the stages of a recipe in order.
@@ -33,7 +35,7 @@ def run(
 
     Example: ojak run recipes/quickstart.yaml --set magpie.rows=64
     """
-    from ojak.cli.work import plan_recipe, run_recipe
+    from ojak.cli.work import check_plan, plan_recipe, run_recipe
 
     if dry_run:
         steps = plan_recipe(recipe, out, sets or [])
@@ -41,6 +43,7 @@ def run(
             write_json({"stages": [step.to_dict() for step in steps]})
         else:
             write("\n".join(step.line() for step in steps))
+        check_plan(steps, overwrite)
         return
     result = run_recipe(recipe, out, sets or [], tuple(accept_license or ()), overwrite)
     if as_json:

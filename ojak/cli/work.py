@@ -126,6 +126,13 @@ def run_recipe(
     return RecipeResult(loaded.name, loaded.out, done, waiting)
 
 
+def check_plan(steps: Sequence[Step], overwrite: bool) -> None:
+    """Raise what the run would raise before any work."""
+    from ojak._recipe_run import refuse_blocked
+
+    refuse_blocked(list(steps), overwrite)
+
+
 def plan_recipe(path: Path, out: Path | None, sets: Sequence[str]) -> list[Step]:
     """Where each stage of a recipe stands; nothing is run or written."""
     from ojak import _recipe_run, recipe

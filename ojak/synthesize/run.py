@@ -55,7 +55,9 @@ def synthesize_magpie(
         begin = time.perf_counter()
         engine = engine or load_engine(config, notify)
         with Ledger(out / LEDGER) as ledger:
-            _check_settings(config, engine, ledger)
+            compare_settings(config, engine.identity, ledger)
+            ledger.set_meta("settings", begun_settings(config, engine.identity))
+            ledger.set_meta("caps", begun_caps(config))
             run = MagpieRun(config, engine, ledger, progress)
             with _signals(run) as received:
                 try:
@@ -111,6 +113,23 @@ def check_folder(config: MagpieConfig, out: Path) -> None:
         )
 
 
+def check_resumable(config: MagpieConfig) -> None:
+    """Raises, before a model is looked at and without writing, what a run would raise for what its folder holds.
+
+    Only whether a model's files changed under the same name is left for the run to find.
+    """
+    out = Path(config.out)
+    check_folder(config, out)
+    if finished_artifact(config, out) or not (out / LEDGER).exists():
+        return
+    with Ledger(out / LEDGER, read_only=True) as ledger:
+        begun = ledger.get_meta("settings") or {}
+        identity = {
+            name.removeprefix("engine."): value for name, value in begun.items() if name.startswith("engine.")
+        }
+        compare_settings(config, identity, ledger)
+
+
 def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
     """The artifact, if it is there, whole, and what this very configuration makes."""
     if not (out / "manifest.json").exists():
@@ -140,19 +159,17 @@ def _code_sha256() -> str:
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _check_settings(config: MagpieConfig, engine: Engine, ledger: Ledger) -> None:
-    """Compares with the settings that the folder was begun with; records them if it is new."""
-    now, caps = begun_settings(config, engine.identity), begun_caps(config)
-    if ledger.counts():  # a folder in which nothing was done yet takes any settings
-        before, caps_before = ledger.get_meta("settings") or {}, ledger.get_meta("caps") or {}
-        if changed := changes(before, now, caps_before, caps):
-            raise ResumeRefused(
-                f"{config.out} was begun with other settings",
-                why="; ".join(changed),
-                fix="use the settings of before, or another folder",
-            )
-    ledger.set_meta("settings", now)
-    ledger.set_meta("caps", caps)
+def compare_settings(config: MagpieConfig, identity: dict[str, Any], ledger: Ledger) -> None:
+    """Raises ResumeRefused where the folder was begun with other settings than these, or another engine."""
+    if not ledger.counts():  # a folder in which nothing was done yet takes any settings
+        return
+    before, caps_before = ledger.get_meta("settings") or {}, ledger.get_meta("caps") or {}
+    if changed := changes(before, begun_settings(config, identity), caps_before, begun_caps(config)):
+        raise ResumeRefused(
+            f"{config.out} was begun with other settings",
+            why="; ".join(changed),
+            fix="use the settings of before, or another folder",
+        )
 
 
 def begun_settings(config: MagpieConfig, identity: dict[str, Any]) -> dict[str, Any]:
