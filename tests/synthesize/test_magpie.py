@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ojak.engines.native import row_seed
 from ojak.engines.scripted import ScriptedEngine, scripted_text
 from ojak.errors import InputRefused, ResumeRefused, Stopped, TargetExists, UsageError
 from ojak.ledger import Ledger
-from ojak.model.request import Request
+from ojak.model.request import Completion, Request
 from ojak.records import Conversation
 from ojak.synthesize import magpie
 from ojak.synthesize.run import LEDGER, summary, synthesize_magpie
@@ -378,6 +379,39 @@ def test_a_budget_of_minutes_stops(
     assert artifact.stats["stopped"] == "limit_minutes"
     assert 0 < artifact.counts["rows"] < ROWS
     assert data(run(tmp_path, ROWS)) == whole
+
+
+class Endless(Recorder):
+    """Steps and draws a token at each, and finishes nothing."""
+
+    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
+        self.drawn_tokens = 0  # as an engine does that is made ready for another length
+        return self._steps(requests)
+
+    def _steps(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
+        for _ in range(1000):
+            next(requests)
+            self.drawn_tokens += 1
+        raise AssertionError("nothing stopped it")
+        yield
+
+
+def test_a_token_budget_counts_rows_in_flight(tmp_path: Path) -> None:
+    engine = Endless()
+    engine.drawn_tokens = 900
+    artifact = run(tmp_path, 8, engine=engine, limit_tokens=50)
+    assert (artifact.stats["stopped"], artifact.stats["pending"]) == ("limit_tokens", 8)
+    assert engine.drawn_tokens == 50
+
+
+def test_the_clock_is_looked_at_while_nothing_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(magpie.time, "perf_counter", lambda: float(next(clock)))
+    engine = Endless()
+    assert run(tmp_path, 8, engine=engine, limit_minutes=1).stats["stopped"] == "limit_minutes"
+    assert engine.drawn_tokens <= 60
 
 
 def test_a_budget_that_lasts_to_the_last_row_has_stopped_nothing(tmp_path: Path) -> None:
