@@ -12,7 +12,7 @@ from typing import Any
 
 import ojak
 from ojak._files import TargetLock, write_atomic
-from ojak.errors import OjakError, ResumeRefused, TargetExists, VerificationFailed
+from ojak.errors import OjakError, ResumeRefused, Stopped, TargetExists, VerificationFailed
 from ojak.recipe import Chosen, Recipe
 from ojak.stages import Job, Outcome, Progress, code_sha256, silent
 
@@ -102,13 +102,15 @@ def run(
     accept_license: tuple[str, ...] = (),
     notify: Callable[[str], None] = silent,
     progress: Progress | None = None,
+    told: Callable[[Done], object] = lambda _done: None,
 ) -> list[Done]:
     """Bring every stage of the recipe up to date, in order; one that is, is left alone.
 
     A stage that a budget stopped is the last: those after it would be made from a part of the data. Run again, it goes
     on, with the same budget once more.
 
-    A result that must be made anew is moved aside on `overwrite`. Raises TargetExists, before any work, if it
+    A result that must be made anew is moved aside on `overwrite`. `told` hears of each stage as it ends, of one that a
+    signal stopped, too. Raises TargetExists, before any work, if it
     may not be; Locked if another process works in the folder; and what the stages raise.
     """
     with TargetLock(recipe.out):
@@ -121,11 +123,17 @@ def run(
                 refuse_blocked([step], overwrite)
                 notify(f"{chosen.stage.name}: {'; '.join(step.reasons)}")
                 job = _job(recipe, chosen, accept_license, notify, progress)
-                outcome = _run_stage(recipe, step, job, overwrite)
+                try:
+                    outcome = _run_stage(recipe, step, job, overwrite)
+                except (Stopped, KeyboardInterrupt) as error:
+                    facts = error.facts if isinstance(error, Stopped) else {}
+                    told(Done(chosen.stage.name, chosen.folder, step.reasons, facts, "signal"))
+                    raise
             else:
                 outcome = Outcome(dict(step.record.get("facts") or {}))
                 notify(f"{chosen.stage.name}: up to date")
             done.append(Done(chosen.stage.name, chosen.folder, step.reasons, outcome.facts, outcome.stopped))
+            told(done[-1])
             if outcome.stopped:
                 break
         return done

@@ -53,6 +53,11 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise Stopped(number, "stopped by SIGTERM", fix="run the same command again to go on")
 
 
+def by_ctrl_c() -> Stopped:
+    """The error for a KeyboardInterrupt."""
+    return Stopped(signal.SIGINT, "stopped by Ctrl-C", fix="run the same command again to go on")
+
+
 @contextmanager
 def ended() -> Iterator[None]:
     """Turn errors into a message on stderr and `typer.Exit` with the right code. Usage errors of typer's own pass."""
@@ -65,7 +70,7 @@ def ended() -> Iterator[None]:
         _close_stdout()
         raise typer.Exit(128 + signal.SIGPIPE) from error
     except KeyboardInterrupt as error:
-        stopped = Stopped(signal.SIGINT, "stopped by Ctrl-C", fix="run the same command again to go on")
+        stopped = by_ctrl_c()
         _tell(stopped)
         raise typer.Exit(stopped.exit_code) from error
     except (typer.Exit, typer.Abort, TyperException):

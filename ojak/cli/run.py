@@ -48,7 +48,7 @@ def run(
     result = run_recipe(recipe, out, sets or [], tuple(accept_license or ()), overwrite)
     if as_json:
         write_json(result.to_dict())
-    else:
+    elif not result.signal:
         say(f"{'what is done' if result.waiting else 'everything'} is in {result.out}")
         write(result.page or result.out)
     result.check()

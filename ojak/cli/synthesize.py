@@ -63,7 +63,7 @@ def magpie(
     result = run_magpie(config)
     if as_json:
         write_json(result.facts)
-    else:
+    elif not result.signal:
         say(result.sentence())
         write(out)
     result.check()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ojak.cli.exits import by_ctrl_c
 from ojak.cli.progress import Progress, top_reasons
 from ojak.cli.terminal import say
-from ojak.errors import PartialResult, UsageError
+from ojak.errors import PartialResult, Stopped, UsageError
 
 if TYPE_CHECKING:
     from ojak._recipe_run import Done, Step
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a Magpie run gave: the object of `--json`."""
+    """What a Magpie run gave: the object of `--json`, and the signal that ended it."""
 
     facts: dict[str, Any]
+    signal: Stopped | None = None
 
     def sentence(self) -> str:
         facts = self.facts
@@ -33,7 +35,9 @@ class Result:
         )
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped the run."""
+        """Raise PartialResult if a budget stopped the run, Stopped if a signal did."""
+        if self.signal:
+            raise self.signal
         stopped = self.facts.get("stopped")
         if stopped:
             raise PartialResult(
@@ -71,9 +75,17 @@ def run_magpie(config: MagpieConfig) -> Result:
     """Run it, the progress shown on stderr."""
     from ojak.synthesize.run import summary, synthesize_magpie
 
-    with Progress() as progress:
-        artifact = synthesize_magpie(config, progress=progress, notify=say)
+    try:
+        with Progress() as progress:
+            artifact = synthesize_magpie(config, progress=progress, notify=say)
+    except (Stopped, KeyboardInterrupt) as error:
+        signal = _stopped(error)
+        return Result({"out": str(config.out), **signal.facts, "stopped": "signal"}, signal)
     return Result({**summary(artifact), "stopped": artifact.stats.get("stopped")})
+
+
+def _stopped(error: BaseException) -> Stopped:
+    return error if isinstance(error, Stopped) else by_ctrl_c()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,7 @@ class RecipeResult:
     out: Path
     done: list[Done]
     waiting: tuple[str, ...] = ()  # stages after the one that stopped
+    signal: Stopped | None = None
 
     @property
     def page(self) -> str | None:
@@ -93,10 +106,14 @@ class RecipeResult:
 
     def to_dict(self) -> dict[str, Any]:
         stages = [item.to_dict() for item in self.done]
-        return {"recipe": self.name, "out": str(self.out), "report": self.page, "stages": stages}
+        stopped = "signal" if self.signal else self.done[-1].stopped if self.done else None
+        found = {"recipe": self.name, "out": str(self.out), "report": self.page, "stopped": stopped}
+        return {**found, "stages": stages}
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped a stage, which is then the last one that ran."""
+        """Raise PartialResult if a budget stopped a stage (the last one that ran), Stopped if a signal did."""
+        if self.signal:
+            raise self.signal
         last = self.done[-1] if self.done else None
         if last and last.stopped:
             raise PartialResult(
@@ -113,17 +130,27 @@ def run_recipe(
     from ojak import _recipe_run, recipe
 
     loaded = recipe.load(path, out=out, sets=sets)
+    done: list[Done] = []
+    signal: Stopped | None = None
     with Progress() as progress:
 
         def notify(line: str) -> None:
             progress.stop()
             say(line)
 
-        done = _recipe_run.run(
-            loaded, overwrite=overwrite, accept_license=accept_license, notify=notify, progress=progress
-        )
+        try:
+            _recipe_run.run(
+                loaded,
+                overwrite=overwrite,
+                accept_license=accept_license,
+                notify=notify,
+                progress=progress,
+                told=done.append,
+            )
+        except (Stopped, KeyboardInterrupt) as error:
+            signal = _stopped(error)
     waiting = tuple(item.stage.name for item in loaded.chosen[len(done) :])
-    return RecipeResult(loaded.name, loaded.out, done, waiting)
+    return RecipeResult(loaded.name, loaded.out, done, waiting, signal)
 
 
 def check_plan(steps: Sequence[Step], overwrite: bool) -> None:

@@ -71,6 +71,7 @@ def synthesize_magpie(
             received[0],
             f"stopped; {artifact.counts['rows']} rows are kept in {out}",
             fix="run it again to go on",
+            facts=summary(artifact),
         )
     return artifact
 
