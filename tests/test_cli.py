@@ -214,6 +214,23 @@ def test_verify() -> None:
     assert json.loads(ojak("verify", "d", "--json").stdout)["accepted"] == 3
 
 
+def test_verify_tells_of_a_stopped_run() -> None:
+    magpie("--limit-tokens", "300", rows=40)
+    result = ojak("verify", "d")
+    found = json.loads(ojak("verify", "d", "--json").stdout)
+    assert result.exit_code == 0
+    assert (found["stopped"], found["pending"]) == ("limit_tokens", 40 - found["rows"])
+    told = f"{found['pending']} rows are pending; go on with `ojak synthesize magpie --out d`"
+    assert told in result.stdout.splitlines()[1]
+    assert "the data are whole as far as they go" in result.stdout
+    assert magpie(rows=40).exit_code == 0
+    assert len(ojak("verify", "d").stdout.splitlines()) == 1
+    assert json.loads(ojak("verify", "d", "--json").stdout)["stopped"] is None
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml", "--set", "magpie.rows=40", "--set", "magpie.limit_tokens=300").exit_code == 3
+    assert "go on with `ojak run`" in ojak("verify", "runs/small/magpie").stdout
+
+
 def test_verify_fails_with_7_on_any_change_and_9_on_nothing() -> None:
     pairs()
     path = next(Path("d/data").iterdir())
