@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import ojak
+from ojak._code import code_sha256
 from ojak._files import TargetLock, write_atomic
+from ojak._progress import Listener
 from ojak.errors import OjakError, ResumeRefused, Stopped, TargetExists, VerificationFailed
 from ojak.recipe import Chosen, Recipe
-from ojak.stages import Job, Outcome, Progress, code_sha256, silent
+from ojak.stages import Job, Outcome, silent
 
 RECORD = "stage.json"
 RESOLVED = "recipe.json"
@@ -101,7 +103,7 @@ def run(
     overwrite: bool = False,
     accept_license: tuple[str, ...] = (),
     notify: Callable[[str], None] = silent,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
     told: Callable[[Done], object] = lambda _done: None,
 ) -> list[Done]:
     """Bring every stage of the recipe up to date, in order; one that is, is left alone.
@@ -245,7 +247,7 @@ def _job(
     chosen: Chosen,
     accept_license: tuple[str, ...] = (),
     notify: Callable[[str], None] = silent,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Job:
     inputs = {item.stage.name: item.folder for item in _inputs(recipe, chosen)}
     return Job(chosen.settings, chosen.folder, inputs, accept_license, notify, progress)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from ojak._code import version
 from ojak._files import (
     TargetLock,
     disk_errors,
@@ -164,7 +165,7 @@ def publish(
                 "schema_version": SCHEMA_VERSION,
                 "kind": kind,
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "ojak_version": _version(),
+                "ojak_version": version(),
                 "config": dict(config),
                 "inputs": [_input(item, out) for item in inputs],
                 "files": files,
@@ -221,15 +222,6 @@ def _split_rows(files: list[dict[str, Any]]) -> dict[str, int]:
     for entry, split in _data_files(files):
         rows[split] = rows.get(split, 0) + entry["rows"]
     return rows
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("ojak")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0+unknown"
 
 
 def _check_names(kind: str, splits: Mapping[str, object]) -> None:

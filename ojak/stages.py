@@ -6,30 +6,21 @@ with the manifest (or the page) written last, in `job.out`.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ojak._progress import Listener
 from ojak.errors import InputRefused
 
 if TYPE_CHECKING:
     from ojak.artifact import Artifact
     from ojak.synthesize.config import MagpieConfig
-
-PACKAGE = Path(__file__).parent
-SOURCES = ("*.py", "*.jinja", "*.css")
-
-
-class Progress(Protocol):
-    """Whoever wants to know how far a stage is; `ojak.synthesize.magpie.Progress` is what a state holds."""
-
-    def update(self, state: Any) -> None: ...
 
 
 def silent(_line: str) -> None:
@@ -48,7 +39,7 @@ class Job:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     accept_license: tuple[str, ...] = ()
     notify: Callable[[str], None] = silent
-    progress: Progress | None = None
+    progress: Listener | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +171,7 @@ def magpie(job: Job) -> Outcome:
 
 
 def _check_magpie(job: Job) -> None:
-    from ojak.synthesize.run import check_resumable
+    from ojak.synthesize.folder import check_resumable
 
     check_resumable(_magpie_config(job))
 
@@ -255,17 +246,3 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}
-
-
-@functools.cache
-def code_sha256(code: tuple[str, ...]) -> str:
-    """A hash over the source of a stage (its `code`): when it changes, the result of the stage may, too."""
-    digest = hashlib.sha256()
-    for path in sorted({path for name in code for path in _sources(PACKAGE / name)}):
-        name = path.relative_to(PACKAGE).as_posix()
-        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
-    return digest.hexdigest()
-
-
-def _sources(path: Path) -> list[Path]:
-    return [found for pattern in SOURCES for found in path.rglob(pattern)] if path.is_dir() else [path]

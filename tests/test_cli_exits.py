@@ -24,15 +24,7 @@ HOSTILE = "a\x1b[31mred\x1b]0;owned\x07 \u202eevil\u202c \x9b5m [bold]x[/bold] \
 RECIPE = "version: 1\nname: small\nstages:\n  magpie: {model: scripted, rows: 12}\n  split: {test: 0.25}\n  report:\n"
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in an empty folder, with an empty cache, as if no licence was ever accepted."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OJAK_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OJAK_OFFLINE", "1")
-    for name in ("OJAK_ACCEPT_LICENSES", "OJAK_DEBUG", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def ojak(*arguments: str) -> Result:

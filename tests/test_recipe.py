@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ojak import _recipe_run, recipe, stages
+from ojak import _code, _recipe_run, recipe, stages
 from ojak.artifact import Artifact, TargetLock, verify
 from ojak.errors import (
     Locked,
@@ -372,7 +372,7 @@ def test_a_failed_stage_is_begun_again(folder: Path) -> None:
 
 def test_changed_code_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
-    sha256 = stages.code_sha256
+    sha256 = _code.code_sha256
     split_code = stages.BY_NAME["split"].code
     monkeypatch.setattr(_recipe_run, "code_sha256", lambda code: "0" if code == split_code else sha256(code))
     assert planned() == {"magpie": (), "split": ("its code changed",), "report": ("split runs first",)}
@@ -380,7 +380,7 @@ def test_changed_code_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_stable_stages_do_not_drag_others_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
-    sha256 = stages.code_sha256
+    sha256 = _code.code_sha256
     magpie_code = stages.BY_NAME["magpie"].code
     monkeypatch.setattr(_recipe_run, "code_sha256", lambda code: "0" if code == magpie_code else sha256(code))
     assert planned() == {"magpie": ("its code changed",), "split": (), "report": ()}

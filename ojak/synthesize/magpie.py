@@ -18,9 +18,10 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+from ojak._progress import Listener, Progress
 from ojak.chat import ChatPrefix
 from ojak.engines.base import Engine, require
 from ojak.engines.native import row_seed
@@ -54,24 +55,6 @@ class Row:
     @property
     def finished(self) -> bool:
         return self.reason is not None or self.answered is not None
-
-
-@dataclass
-class Progress:
-    """Where a run stands, for whoever shows it."""
-
-    rows_total: int
-    rows_done: int = 0
-    accepted: int = 0
-    completion_tokens: int = 0
-    tokens_per_s: float = 0.0
-    eta_s: float | None = None
-    phase: str = "sampling"
-    rejected: Counter[str] = field(default_factory=Counter)
-
-
-class Listener(Protocol):
-    def update(self, state: Progress) -> None: ...
 
 
 class _Halt(Exception):

@@ -14,7 +14,14 @@ from ojak.ledger import Ledger
 from ojak.model import estimate, hub
 from ojak.model.files import home
 from ojak.synthesize.config import MagpieConfig
-from ojak.synthesize.run import LEDGER, begun_caps, begun_settings, changes, check_folder, finished_artifact
+from ojak.synthesize.folder import (
+    LEDGER,
+    begun_caps,
+    begun_settings,
+    changes,
+    check_folder,
+    finished_artifact,
+)
 
 # Where the folder has no rows yet: SmolLM2-135M-Instruct's, on the default grid; others write longer answers.
 TYPICAL_TOKENS = {"instruction": 60, "response": 250}

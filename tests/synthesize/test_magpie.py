@@ -23,7 +23,8 @@ from ojak.ledger import Ledger
 from ojak.model.request import Completion, Request
 from ojak.records import Conversation
 from ojak.synthesize import magpie
-from ojak.synthesize.run import LEDGER, summary, synthesize_magpie
+from ojak.synthesize.folder import LEDGER
+from ojak.synthesize.run import summary, synthesize_magpie
 from ojak.synthesize.systems import DOMAINS, LANGUAGES
 from scripted_runs import MULTI_LINE, SCRIPT, Recorder, answers, config, data, fates, ledger_state, run
 

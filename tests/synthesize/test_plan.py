@@ -17,8 +17,8 @@ from ojak.model import estimate, hub
 from ojak.model.request import Request
 from ojak.synthesize import plan as planning
 from ojak.synthesize.config import MagpieConfig
+from ojak.synthesize.folder import LEDGER
 from ojak.synthesize.plan import plan
-from ojak.synthesize.run import LEDGER
 from scripted_runs import Recorder, answers, config, run
 
 LLAMA = {
