@@ -24,15 +24,7 @@ FIELDS = ("rows", "accepted", "rejected", "failed", "completion_tokens", "second
 HOSTILE = "a\x1b[31mred\x1b]0;owned\x07 \u202eevil\u202c \x9b5m [bold]x[/bold] \r\x00\u200b end"
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in an empty folder, with an empty cache, as if no licence was ever accepted."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OJAK_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OJAK_OFFLINE", "1")
-    for name in ("OJAK_ACCEPT_LICENSES", "OJAK_DEBUG", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def ojak(*arguments: str) -> Result:
@@ -96,12 +88,25 @@ def test_version() -> None:
         ("models", "pull", "nobody"),
         ("models", "pull", "gemma-3-270m"),
         ("run", "none.yaml"),
+        ("synthesize", "magpie", "--model", "scripted", "--rows", "1", "--out", ""),
+        ("run", "r.yaml", "--out", ""),
+        ("run", ""),
+        ("report", "d", "--out", ""),
+        ("verify", ""),
+        ("export-data", "d", "--format", "alpaca", "--out", ""),
     ],
 )
 def test_usage_errors_are_2_and_say_nothing_on_stdout(arguments: tuple[str, ...]) -> None:
     result = ojak(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.strip()
+
+
+def test_an_empty_folder_s_name_is_not_the_current_folder(folder: Path) -> None:
+    result = magpie(out="")
+    assert (result.exit_code, list(folder.iterdir())) == (2, [])
+    assert "an empty path" in result.stderr
+    assert magpie(out=".").exit_code == 0
 
 
 def test_a_wrong_flag_is_named() -> None:

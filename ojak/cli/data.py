@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ojak.cli.terminal import one_line, say, visible, write, write_json, write_pages
-from ojak.cli.words import Json
+from ojak.cli.words import Json, place
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an artifact.")]
+Folder = Annotated[Path, typer.Argument(parser=place, metavar="DIR", help="The folder of an artifact.")]
 
 
 def verify(folder: Folder, as_json: Json = False) -> None:
@@ -101,7 +101,7 @@ def _indented(text: str) -> str:
 def export_data(
     folder: Folder,
     fmt: Annotated[Literal["messages", "sharegpt", "alpaca", "parquet"], typer.Option("--format")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="The new file.")],
+    out: Annotated[Path, typer.Option(parser=place, metavar="PATH", help="The new file.")],
     split: Annotated[str | None, typer.Option(help="Only this split, such as train.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from ojak.cli.terminal import say, write, write_json
-from ojak.cli.words import AcceptLicense, Json
+from ojak.cli.words import AcceptLicense, Json, place
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")],
+    recipe: Annotated[Path, typer.Argument(parser=place, metavar="RECIPE", help="A recipe's YAML file.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The run's folder. Default: runs/ and the recipe's name."),
+        typer.Option(
+            parser=place, metavar="DIR", help="The run's folder. Default: runs/ and the recipe's name."
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting. Repeatable.")
