@@ -314,6 +314,32 @@ def test_export(fmt: str) -> None:
     assert (found["rows"], found["out"], found["skipped"]) == (3, "y", {})
 
 
+@pytest.mark.parametrize("out", ["/dev/null/x", "/proc/x", "file/x", "n" * 300])
+def test_a_place_where_nothing_can_be_written(out: str) -> None:
+    pairs()
+    Path("file").touch()
+    results = [
+        ojak("export-data", "d", "--format", "alpaca", "--out", out),
+        ojak("export-data", "d", "--format", "parquet", "--out", out),
+        ojak("report", "d", "--out", out),
+        magpie(out=out),
+    ]
+    for result in results:
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"cannot write {out[:3]}" in result.stderr.replace(f"{Path.cwd()}/", "")
+        assert "choose another place" in result.stderr
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["d", "file"]
+
+
+def test_a_target_that_is_there_says_what_can_be_done() -> None:
+    pairs()
+    assert ojak("report", "d", "--out", "page").exit_code == 0
+    assert "or pass --overwrite" in ojak("report", "d", "--out", "page").stderr
+    for _ in range(2):
+        result = ojak("export-data", "d", "--format", "alpaca", "--out", "x")
+    assert result.stderr.endswith("fix: choose another name, or move it away\n")
+
+
 def test_export_says_what_is_left_out() -> None:
     turns = [Message(role=role, content="x") for role in ("user", "assistant", "user", "assistant")]
     publish(Path("d"), kind="test", records=[Conversation("1", turns)], config={})
@@ -527,6 +553,18 @@ def test_doctor_says_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "failed  torch      RuntimeError: no torch\N{SYMBOL FOR ESCAPE}" in result.stdout
     assert "to be mended: torch" in result.stderr
     assert json.loads(ojak("doctor", "--json").stdout)["ok"] is False
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/dev/null/x", "/proc/nowhere"])
+def test_a_cache_that_cannot_be_used(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OJAK_HOME", home)
+    result = ojak("doctor")
+    assert result.exit_code == 1
+    assert f"failed  cache      {home} cannot be used" in result.stdout
+    pulled = ojak("models", "pull", "smollm2-135m-instruct")
+    assert (pulled.exit_code, pulled.stdout) == (2, "")
+    assert f"the cache {home} cannot be used" in pulled.stderr
+    assert "set OJAK_HOME" in pulled.stderr
 
 
 def test_doctor_asks_the_network_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:

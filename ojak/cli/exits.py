@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from ojak.errors import OjakError, ResourceExhausted, Stopped, is_disk_full
+from ojak.errors import OjakError, ResourceExhausted, Stopped, UsageError, is_disk_full
 
 VERBS = ("models", "synthesize", "verify", "show", "export-data", "run", "report", "doctor")
 OUT_OF_MEMORY = (
@@ -83,12 +83,21 @@ def ended() -> Iterator[None]:
 
 def _translated(error: Exception) -> OjakError:
     """The error for a person, for one that ojak did not raise on purpose."""
+    from ojak._files import is_refused
+    from ojak.model.files import home
+
     first = (str(error).strip() or "no message").splitlines()[0][:500]
     if isinstance(error, OSError) and is_disk_full(error):
         return ResourceExhausted("no space left", why=first, fix="make room and run the same command again")
     if type(error).__name__ in OUT_OF_MEMORY:
         return ResourceExhausted(
             "out of memory", why=first, fix="close other programs, or use a smaller model"
+        )
+    if isinstance(error, OSError) and is_refused(error, home()):
+        return UsageError(
+            f"the cache {home()} cannot be used",
+            why=first,
+            fix="set OJAK_HOME to a folder that can be written to",
         )
     if isinstance(error, OSError):
         return OjakError(f"the system refused: {first}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ojak._code import code_sha256
+from ojak._files import disk_errors
 from ojak.artifact import Artifact
 from ojak.errors import ResumeRefused, TargetExists
 from ojak.ledger import Ledger
@@ -21,7 +22,8 @@ JUDGES = ("similarity.py", "synthesize/magpie.py", "rules")  # after a change to
 
 def check_folder(config: MagpieConfig, out: Path) -> None:
     """Raises TargetExists or ResumeRefused where `config.resume` and what is in the folder do not go together."""
-    has_run = (out / LEDGER).exists()
+    with disk_errors(out):
+        has_run = (out / LEDGER).exists()
     if has_run and config.resume == "never":
         raise TargetExists(
             f"{out} holds a run already",
