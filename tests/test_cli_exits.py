@@ -184,6 +184,37 @@ def test_sigterm_frees_what_is_held_on_the_way_out(monkeypatch: pytest.MonkeyPat
     assert "stopped by SIGTERM" in result.stderr
 
 
+INTERRUPTED = """
+import builtins, os, signal, sys
+real = builtins.__import__
+def load(name, *more):
+    if name == {name!r}:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *more)
+builtins.__import__ = load
+sys.argv = ["ojak", "--version"]
+from ojak.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["ojak.cli.app", "typer", "importlib.metadata"])
+def test_ctrl_c_while_the_program_loads(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(name=name)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "error: stopped by Ctrl-C\n"
+
+
+def test_ctrl_c_is_ignored_where_the_shell_said_so() -> None:
+    script = INTERRUPTED.format(name="typer").replace(
+        "real =", "signal.signal(signal.SIGINT, signal.SIG_IGN)\nreal ="
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     turns = [Message(role="user", content="x" * 5000), Message(role="assistant", content="y" * 5000)]
     publish(Path("d"), kind="test", records=[Conversation(str(i), turns) for i in range(200)], config={})

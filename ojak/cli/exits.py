@@ -38,15 +38,18 @@ class Group(TyperGroup):
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    """Turn SIGTERM into Stopped, so that files are closed and locks are freed on the way out."""
+    """Turn SIGTERM into Stopped and Ctrl-C into KeyboardInterrupt: files are closed, locks freed on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _stop)}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
