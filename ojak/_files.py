@@ -161,13 +161,14 @@ class TargetLock:
 
     Use it as a context manager. It never waits: if another process holds the folder, Locked names that
     process. The thread that holds it may take it again. The system frees it when its process dies, however
-    that happens.
+    that happens. If an error comes before anything was put into a folder that was made for it, the folder goes again.
     """
 
     def __init__(self, out: Path) -> None:
         from filelock import FileLock
 
         self._out = Path(out).resolve()
+        self._made = [place for place in (self._out, *self._out.parents) if not os.path.lexists(place)]
         with disk_errors(self._out):
             self._out.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._out / LOCK_FILE, timeout=0, is_singleton=True)
@@ -189,7 +190,17 @@ class TargetLock:
     ) -> None:
         if self._lock.lock_counter == 1:
             (self._out / OWNER_FILE).unlink(missing_ok=True)
+            if error is not None:
+                self._leave_no_trace()
         self._lock.release()
+
+    def _leave_no_trace(self) -> None:
+        """Remove the folders that were made for the lock, while it is held, unless something else is in them."""
+        with suppress(OSError):
+            if self._made and os.listdir(self._out) == [LOCK_FILE]:
+                (self._out / LOCK_FILE).unlink()
+                for place in self._made:
+                    place.rmdir()
 
     def _write_owner(self) -> None:
         owner = {

@@ -138,6 +138,13 @@ class Ledger:
         with self._errors():
             self._db.close()
 
+    def discard_empty(self) -> None:
+        """Close the file, and remove it if no request was ever put into it."""
+        empty = not self.counts()
+        self.close()
+        if empty:
+            self.path.unlink()
+
     def get(self, key: str, max_tokens: int) -> Entry | None:
         """The finished request with this key, ok or failed; None if there is none, or if a cap below
         `max_tokens` cut its answer short."""

@@ -109,6 +109,24 @@ def test_an_empty_folder_s_name_is_not_the_current_folder(folder: Path) -> None:
     assert magpie(out=".").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("synthesize magpie --model nobody --rows 4 --out a/b/d", 2),
+        ("synthesize magpie --model m.gguf --rows 4 --out a/b/d", 9),
+        ("synthesize magpie --model smollm2-135m-instruct --rows 4 --out a/b/d", 5),
+        ("synthesize magpie --model scripted --rows 4 --out a/b/d --resume always", 4),
+        ("synthesize magpie --model scripted --rows 4 --out a/b/d --system @cooking", 2),
+        ("synthesize magpie --model scripted --rows 4 --out a/b/d --grid 0.7:0", 2),
+    ],
+)
+def test_a_refused_command_leaves_nothing(arguments: str, code: int) -> None:
+    Path("m.gguf").write_bytes(b"GGUF\x03\x00")
+    result = ojak(*arguments.split())
+    assert (result.exit_code, result.stdout) == (code, ""), result.stderr
+    assert not Path("a").exists()
+
+
 def test_a_wrong_flag_is_named() -> None:
     assert "--limit-minutes cannot be -1.0" in magpie("--limit-minutes", "-1").stderr
     assert "give a preset (default" in magpie("--grid", "warm").stderr

@@ -17,7 +17,7 @@ from ojak._progress import Listener
 from ojak.artifact import Artifact, TargetLock, publish
 from ojak.chat import chat_prefix
 from ojak.engines.base import Engine
-from ojak.errors import Stopped
+from ojak.errors import OjakError, Stopped
 from ojak.ledger import Ledger
 from ojak.synthesize.config import MagpieConfig
 from ojak.synthesize.folder import (
@@ -58,7 +58,7 @@ def synthesize_magpie(
             return finished
         begin = time.perf_counter()
         engine = engine or load_engine(config, notify)
-        with Ledger(out / LEDGER) as ledger:
+        with _ledger(out) as ledger:
             compare_settings(config, engine.identity, ledger)
             ledger.set_meta("settings", begun_settings(config, engine.identity))
             ledger.set_meta("caps", begun_caps(config))
@@ -78,6 +78,18 @@ def synthesize_magpie(
             facts=summary(artifact),
         )
     return artifact
+
+
+@contextlib.contextmanager
+def _ledger(out: Path) -> Iterator[Ledger]:
+    """The run's ledger; if an error comes before the first request is in it, it goes again."""
+    with Ledger(out / LEDGER) as ledger:
+        try:
+            yield ledger
+        except BaseException:
+            with contextlib.suppress(OjakError):
+                ledger.discard_empty()
+            raise
 
 
 def load_engine(config: MagpieConfig, notify: Callable[[str], None] | None = None) -> Engine:

@@ -485,7 +485,19 @@ def test_an_engine_that_takes_no_raw_prompt_is_refused(tmp_path: Path) -> None:
     engine = Recorder()
     engine.capabilities = Capabilities(seed=True)
     with pytest.raises(UsageError, match="raw_prompt"):
-        run(tmp_path, 8, engine=engine)
+        run(tmp_path / "new", 8, engine=engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(InputRefused, match="no chat template"):
+        run(tmp_path, 8, engine=WithoutTemplate())
+    assert {path.name for path in tmp_path.iterdir()} <= {"notes.txt", ".lock"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputRefused, match="no chat template"):
+        run(tmp_path / "empty", 8, engine=WithoutTemplate())
+    assert (tmp_path / "empty").is_dir()
 
 
 def test_the_probe_refuses_a_model_that_writes_fragments(tmp_path: Path) -> None:
