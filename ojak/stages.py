@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ojak._progress import Listener
+from ojak._settings import Settings
 from ojak.errors import InputRefused
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Job:
     `notify` is told in a line what a person may want to know, `progress` how far the work is.
     """
 
-    settings: BaseModel
+    settings: Settings
     out: Path
     inputs: Mapping[str, Path] = field(default_factory=dict)
     accept_license: tuple[str, ...] = ()
@@ -66,7 +67,7 @@ class Stage:
 
     name: str
     what: str
-    settings: Callable[[], type[BaseModel]]
+    settings: Callable[[], type[Settings]]
     run: Callable[[Job], Outcome]
     code: tuple[str, ...]
     needs: tuple[str, ...] = ()
@@ -90,27 +91,23 @@ class Stage:
         return [name for name in self.settings().model_fields if name not in self.own]
 
 
-class PullSettings(BaseModel):
+class PullSettings(Settings):
     """`model`: a known name, a name on the hub, or a path."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1)
 
 
-class ReportSettings(BaseModel):
+class ReportSettings(Settings):
     """The page has no settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-def _magpie_settings() -> type[BaseModel]:
+def _magpie_settings() -> type[Settings]:
     from ojak.synthesize.config import MagpieConfig
 
     return MagpieConfig
 
 
-def _split_settings() -> type[BaseModel]:
+def _split_settings() -> type[Settings]:
     from ojak.curate.split import SplitConfig
 
     return SplitConfig

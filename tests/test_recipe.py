@@ -93,8 +93,10 @@ def test_magpie_takes_the_model_of_pull(folder: Path) -> None:
         ("name: small", "nmae: small", "r.yaml:2:1: there is no setting 'nmae'; did you mean 'name'?"),
         ("  report:", "  report: {title: x}", "r.yaml:8:12: there is no setting 'report.title'; it has none"),
         ("  report:", "  report: 3", "r.yaml:8:3: report cannot be 3"),
-        ("rows: 12", "rows: 12\n    language: no", "r.yaml:4:3: magpie: the language 'no' is not known"),
-        ("rows: 12", "rows: 12\n    grid: warm", "r.yaml:4:3: magpie: the grid 'warm' cannot be read"),
+        ("rows: 12", "rows: 12\n    language: no", "r.yaml:7:5: magpie.language cannot be 'no': the language 'no' is not known"),
+        ("rows: 12", "rows: 12\n    grid: warm", "r.yaml:7:5: magpie.grid cannot be 'warm': the grid 'warm' cannot be read"),
+        ("rows: 12", "rows: 12\n    ban_first: [a, 3]", "r.yaml:7:20: magpie.ban_first[1] cannot be 3"),
+        ("rows: 12", "rows: 12\n    response_top_p: 2", "r.yaml:7:5: magpie.response_top_p cannot be 2: Input should be less than or"),
     ],
 )  # fmt: skip
 def test_messages_have_place_value_and_advice(folder: Path, old: str, new: str, line: str) -> None:
@@ -136,7 +138,7 @@ def test_what_is_no_recipe(folder: Path, text: str) -> None:
         ("magpie.seed=-7", -7),
         ("magpie.grid=1.0:0.9,1.2:1.0", "1.0:0.9,1.2:1.0"),
         ("magpie.system=no", "no"),
-        ("magpie.system=", ""),
+        ("magpie.system=", None),
         ("magpie.system=Reply: in rhyme", "Reply: in rhyme"),
         ("magpie.system={curly", "{curly"),
         ("magpie.system=a=b", "a=b"),
@@ -166,6 +168,7 @@ def test_set_reaches_a_stage_without_settings(folder: Path) -> None:
         ("magpie.rwos=3", "--set 'magpie.rwos=3': there is no setting 'magpie.rwos'; did you mean 'rows'"),
         ("magpie.rows=few", "--set 'magpie.rows=few': magpie.rows cannot be 'few'"),
         ("name=../x", "--set 'name=../x': name cannot be"),
+        ("magpie.language=no", "--set 'magpie.language=no': magpie.language cannot be 'no'"),
     ],
 )
 def test_wrong_set(folder: Path, setting: str, match: str) -> None:

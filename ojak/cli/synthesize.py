@@ -27,7 +27,8 @@ def magpie(
     ],
     seed: Annotated[int, typer.Option(help="The same seed gives the same rows.")] = 0,
     system: Annotated[
-        str | None, typer.Option(metavar="TEXT|@math|@code|@translation", help="A system turn, or a domain.")
+        str | None,
+        typer.Option(metavar="TEXT|@math|@code|@translation", help="A system turn or a domain; empty: none."),
     ] = None,
     language: Annotated[str | None, typer.Option(metavar="XX", help="The language to ask in, such as de.")] = None,
     grid: Annotated[

@@ -48,20 +48,17 @@ class Result:
 
 def magpie_config(**flags: Any) -> MagpieConfig:
     """The settings that the flags give; raises UsageError that names the flag."""
-    from pydantic import ValidationError
-
-    from ojak.recipe import explain
+    from ojak._settings import WrongSettings, dotted, explain
     from ojak.synthesize.config import MagpieConfig
 
     try:
-        return MagpieConfig.model_validate(flags)
-    except ValidationError as error:
-        lines = [explain(item, _flag(item["loc"]), list(flags)) for item in error.errors()]
+        return MagpieConfig(**flags)
+    except WrongSettings as error:
+        lines = [
+            explain(item, "--" + dotted(item["loc"]).replace("_", "-"), list(flags))
+            for item in error.problems
+        ]
         raise UsageError("\n".join(lines), fix="see `ojak synthesize magpie --help`") from error
-
-
-def _flag(place: Sequence[int | str]) -> str:
-    return "--" + ".".join(map(str, place)).replace("_", "-")
 
 
 def magpie_plan(config: MagpieConfig) -> Plan:
