@@ -278,6 +278,26 @@ def test_show_hides_nothing_and_lets_nothing_act(arguments: tuple[str, ...]) -> 
     assert "U+202E" in shown
 
 
+INVISIBLE = (
+    "\u115f\u1160\u3164\uffa0\u200c\u200d\u2060\u180e\u00ad\u061c\u2028\u2029\ufeff\ue000\U000f0000\U000e0041\ufff9"
+    "\u0378\ufdd0\U0001fffe\U0010ffff\u034f\u17b4\u180b\ufe00\U000e0100\u2800\x85\x0b\x0c"
+)
+
+
+def test_show_lets_nothing_be_invisible() -> None:
+    pairs(text=" ".join(INVISIBLE))
+    shown = ojak("show", "d").stdout
+    assert not set(INVISIBLE) & set(shown)
+    for char in INVISIBLE:
+        assert (chr(0x2400 + ord(char)) if ord(char) < 32 else f"U+{ord(char):04X}") in shown
+
+
+def test_show_leaves_what_can_be_seen() -> None:
+    honest = "na\u00efve \ud55c\uad6d\uc5b4 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u2764\ufe0f \u3000\u00a0\tx \u0939\u093f"
+    pairs(text=honest)
+    assert honest in ojak("show", "d").stdout
+
+
 def test_show_rows() -> None:
     pairs()
     assert ojak("show", "d", "--rows", "2").stdout.count("── ") == 2
