@@ -317,7 +317,9 @@ def _entry(root: Path, path: Path, rows: int) -> dict[str, Any]:
 
 def _counts(accepted: int, reasons: Counter[str], given: Mapping[str, Any]) -> dict[str, Any]:
     if given.keys() - COUNTS:
-        raise UsageError(f"{sorted(given.keys() - COUNTS)} are no counts of an artifact", fix=f"give {sorted(COUNTS)}")
+        raise UsageError(
+            f"{sorted(given.keys() - COUNTS)} are no counts of an artifact", fix=f"give {sorted(COUNTS)}"
+        )
     counted: dict[str, Any] = {"accepted": accepted, "rejected": dict(sorted(reasons.items()))}
     counts = {"rows": 0, **counted, "failed": 0, **given}
     total = counts["accepted"] + sum(counts["rejected"].values()) + counts["failed"]

@@ -319,7 +319,12 @@ def test_an_artifact_without_a_table_is_found(tmp_path: Path) -> None:
     make(tmp_path)
     shutil.rmtree(tmp_path / "data")
     _edit(tmp_path, lambda manifest: manifest["files"].pop(0))
-    _edit(tmp_path, lambda manifest: manifest["counts"].update(accepted=0, rows=sum(manifest["counts"]["rejected"].values())))
+    _edit(
+        tmp_path,
+        lambda manifest: manifest["counts"].update(
+            accepted=0, rows=sum(manifest["counts"]["rejected"].values())
+        ),
+    )
     with pytest.raises(VerificationFailed, match="lack a table of data"):
         verify(tmp_path)
 

@@ -18,8 +18,9 @@ Folder = Annotated[Path, typer.Argument(parser=place, metavar="DIR", help="The f
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Check every hash and every count of an artifact.
 
-    Exit 0 only if all of them hold, 7 if one does not. Files beside the artifact (a ledger, notes) are left unread. Of a run that was stopped it says what is still to be done; its
-    data are whole as far as they go, so that this is no error.
+    Exit 0 only if all of them hold, 7 if one does not. Files beside the artifact (a ledger, notes) are left
+    unread. Of a run that was stopped it says what is still to be done; its data are whole as far as they go, so
+    that this is no error.
     """
     from ojak.artifact import verify as verify_artifact
 
