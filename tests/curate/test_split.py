@@ -98,4 +98,4 @@ def test_an_existing_target_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [{"test": 0}, {"test": -1}, {"test": float("inf")}, {"tset": 0.1}])
 def test_settings_are_checked(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=r"cannot be|there is no setting"):
-        SplitConfig(**values)
+        SplitConfig(**values)  # pyright: ignore[reportArgumentType]
