@@ -73,7 +73,9 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = _version()
+        from ojak._code import version
+
+        value: Any = version()
     elif name in _MODULE_OF:
         from importlib import import_module
 
@@ -86,12 +88,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("ojak")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0+unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,21 +15,35 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ojak.errors import Locked, ResourceExhausted, TargetExists, is_disk_full
+from ojak.errors import Locked, ResourceExhausted, TargetExists, UsageError, is_disk_full
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 LOCK_FILE, OWNER_FILE = ".lock", ".lock.json"
 OWNER_WAIT_S = 0.2
+REFUSED = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+}  # fmt: skip
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" (also a quota or a file size limit) into ResourceExhausted; other errors pass."""
+    """What keeps `path` from being written, as an error for a person; other errors pass.
+
+    ResourceExhausted for "no space left" (also a quota or a file size limit), UsageError for a place where nothing can
+    be written.
+    """
     try:
         yield
     except OSError as error:
+        if is_refused(error, path):
+            raise UsageError(
+                f"cannot write {path}",
+                why=str(error),
+                fix="choose another place, or see who may write there",
+            ) from error
         if not is_disk_full(error):
             raise
         raise ResourceExhausted(
@@ -36,6 +51,14 @@ def disk_errors(path: Path) -> Iterator[None]:
             why=f"{error.strerror or error}; {free_bytes(path) / 2**20:,.0f} MiB are free there",
             fix="make room (or raise the quota or file size limit) and run the same command again",
         ) from error
+
+
+def is_refused(error: OSError, path: Path) -> bool:
+    """Whether `error` says that at `path`, in it, on the way to it or beside it nothing can be written."""
+    if error.errno not in REFUSED or not isinstance(error.filename, str):
+        return False
+    path, place = path.absolute(), Path(error.filename).absolute()
+    return place.parent == path.parent or path in (place, *place.parents) or place in path.parents
 
 
 def free_bytes(path: Path) -> int:
@@ -84,7 +107,8 @@ def staged(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
 
 
 def temporary_names(name: str) -> str:
@@ -114,7 +138,7 @@ def target_exists(path: Path, why: str = "") -> TargetExists:
     return TargetExists(
         f"{path} exists already",
         why=why,
-        fix="choose another name, move it away, or ask for it to be replaced",
+        fix="choose another name, or move it away",
     )
 
 
@@ -137,13 +161,14 @@ class TargetLock:
 
     Use it as a context manager. It never waits: if another process holds the folder, Locked names that
     process. The thread that holds it may take it again. The system frees it when its process dies, however
-    that happens.
+    that happens. If an error comes before anything was put into a folder that was made for it, the folder goes again.
     """
 
     def __init__(self, out: Path) -> None:
         from filelock import FileLock
 
         self._out = Path(out).resolve()
+        self._made = [place for place in (self._out, *self._out.parents) if not os.path.lexists(place)]
         with disk_errors(self._out):
             self._out.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._out / LOCK_FILE, timeout=0, is_singleton=True)
@@ -165,7 +190,17 @@ class TargetLock:
     ) -> None:
         if self._lock.lock_counter == 1:
             (self._out / OWNER_FILE).unlink(missing_ok=True)
+            if error is not None:
+                self._leave_no_trace()
         self._lock.release()
+
+    def _leave_no_trace(self) -> None:
+        """Remove the folders that were made for the lock, while it is held, unless something else is in them."""
+        with suppress(OSError):
+            if self._made and os.listdir(self._out) == [LOCK_FILE]:
+                (self._out / LOCK_FILE).unlink()
+                for place in self._made:
+                    place.rmdir()
 
     def _write_owner(self) -> None:
         owner = {

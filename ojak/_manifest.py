@@ -13,8 +13,16 @@ from ojak.errors import InputRefused, VerificationFailed
 SCHEMA_VERSION = 1
 MANIFEST, CARD, DATA, REJECTED = "manifest.json", "README.md", "data", "rejected"
 MAX_MANIFEST_BYTES = 64 * 2**20
-DATA_FILE = re.compile(r"data/([a-z][a-z0-9_]{0,63})-\d{5}-of-\d{5}\.parquet")
-REJECTED_FILE = re.compile(r"rejected/part-\d{5}-of-\d{5}\.parquet")
+DATA_FILE = re.compile(r"data/([a-z][a-z0-9_]{0,63})-(?P<number>[0-9]{5})-of-[0-9]{5}\.parquet")
+REJECTED_FILE = re.compile(r"rejected/part-(?P<number>[0-9]{5})-of-[0-9]{5}\.parquet")
+KIND = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+PARTS_OF_MANIFEST = {
+    "kind": str, "created": str, "ojak_version": str, "config": dict, "inputs": list, "files": list,
+    "counts": dict, "stats": dict,
+}  # fmt: skip
+COUNTS = {"rows", "accepted", "rejected", "failed"}
+ENTRY = {"path", "bytes", "sha256", "rows"}
 
 
 def read_manifest(path: Path) -> bytes:
@@ -49,7 +57,7 @@ def parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
     """
     where = path / MANIFEST
     try:
-        manifest = json.loads(raw)
+        manifest = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise VerificationFailed(f"{where} is damaged", why=str(error)) from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
@@ -65,24 +73,62 @@ def parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
     return manifest
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # two readers could take two different values
+        raise ValueError("it has a name twice in one place")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _wrong_manifest(manifest: Any) -> str:
     """What is wrong with the form of a manifest; empty if nothing is."""
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
         return "it has no schema_version"
-    expected = {"kind": str, "config": dict, "inputs": list, "files": list, "counts": dict, "stats": dict}
-    for name, kind in expected.items():
+    for name, kind in PARTS_OF_MANIFEST.items():
         if not isinstance(manifest.get(name), kind):
             return f"its {name!r} is missing or of another type"
+    checks = (_wrong_names, _wrong_counts, _wrong_files)
+    return next(filter(None, (check(manifest) for check in checks)), "")
+
+
+def _wrong_names(manifest: dict[str, Any]) -> str:
+    unknown = manifest.keys() - PARTS_OF_MANIFEST.keys() - {"schema_version"}
+    if unknown:
+        return f"it has parts that nobody knows: {sorted(unknown)}"
+    if not KIND.fullmatch(manifest["kind"]):
+        return f"its kind is {manifest['kind'][:80]!r}"
+    if not all(isinstance(item, dict) for item in manifest["inputs"]):
+        return "its inputs are of another type"
+    return ""
+
+
+def _wrong_counts(manifest: dict[str, Any]) -> str:
     counts = manifest["counts"]
-    numbers = [counts.get(name) for name in ("rows", "accepted", "failed")]
-    reasons = counts.get("rejected")
+    if counts.keys() != COUNTS:
+        return f"its counts are not those of {sorted(COUNTS)}"
+    reasons = counts["rejected"]
+    numbers = [counts[name] for name in COUNTS - {"rejected"}]
     if not isinstance(reasons, dict) or not all(_is_count(item) for item in [*numbers, *reasons.values()]):
         return "its counts are not numbers"
-    return next(filter(None, map(_wrong_entry, manifest["files"])), "")
+    return ""
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _wrong_files(manifest: dict[str, Any]) -> str:
+    files = manifest["files"]
+    wrong = next(filter(None, map(_wrong_entry, files)), "")
+    names = [] if wrong else [entry["path"] for entry in files]
+    if len(set(names)) != len(names):
+        return "it lists a file twice"
+    return wrong or _wrong_set(names)
 
 
 def _wrong_entry(entry: Any) -> str:
@@ -92,10 +138,23 @@ def _wrong_entry(entry: Any) -> str:
     name = entry["path"]
     if name != CARD and not DATA_FILE.fullmatch(name) and not REJECTED_FILE.fullmatch(name):
         return f"its files list {name!r}, which is no name of an artifact's file"
-    if (
-        not _is_count(entry.get("bytes"))
-        or not _is_count(entry.get("rows"))
-        or not isinstance(entry.get("sha256"), str)
-    ):
-        return f"its entry for {name!r} is incomplete"
+    hashed = isinstance(entry.get("sha256"), str) and SHA256.fullmatch(entry["sha256"])
+    if entry.keys() != ENTRY or not hashed or not _is_count(entry["bytes"]) or not _is_count(entry["rows"]):
+        return f"its entry for {name!r} is incomplete, or not of the form of an entry"
+    return ""
+
+
+def _wrong_set(names: list[str]) -> str:
+    """What is missing among the files: the card, a table of data, a shard."""
+    shards: dict[str, list[str]] = {}
+    for name in names:
+        match = DATA_FILE.fullmatch(name) or REJECTED_FILE.fullmatch(name)
+        if match:
+            shards.setdefault(name[: match.start("number")], []).append(name[match.start("number") :])
+    if CARD not in names or not any(stem.startswith(f"{DATA}/") for stem in shards):
+        return f"its files lack {CARD if CARD not in names else 'a table of data'}"
+    for stem, found in shards.items():
+        whole = [f"{number:05d}-of-{len(found):05d}.parquet" for number in range(len(found))]
+        if sorted(found) != whole:
+            return f"its files under {stem}* are not all of their shards"
     return ""

@@ -6,20 +6,23 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ojak
+from ojak._code import code_sha256
 from ojak._files import TargetLock, write_atomic
-from ojak.errors import ResumeRefused, TargetExists, VerificationFailed
+from ojak._progress import Listener
+from ojak.errors import OjakError, ResumeRefused, Stopped, TargetExists, VerificationFailed
 from ojak.recipe import Chosen, Recipe
-from ojak.stages import Job, Outcome, Progress, code_sha256, silent
+from ojak.stages import Job, Outcome, silent
 
 RECORD = "stage.json"
 RESOLVED = "recipe.json"
 ASIDE = ".aside"
 MAX_RECORD_BYTES = 4 * 2**20
+MAKE_ANEW = "pass --overwrite to move the earlier results aside, or name another folder with --out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +30,20 @@ class Step:
     """A stage and where it stands: no `reasons` means that it is up to date.
 
     `has_result`: there is a result that running it would replace. `record` is what `stage.json` says of the
-    last run.
+    last run. `refusal` is what the stage itself would raise for what its folder holds.
     """
 
     chosen: Chosen
     reasons: tuple[str, ...]
     has_result: bool
     record: Mapping[str, Any]
+    refusal: OjakError | None = None
 
     @property
     def is_blocked(self) -> bool:
         """Whether it cannot run unless its result is moved aside."""
-        stage = self.chosen.stage
-        keeps = stage.resumes or (stage.stable and _same_settings(self))
-        return bool(self.reasons) and self.has_result and not keeps
+        keeps = self.chosen.stage.resumes or _keeps_result(self)
+        return self.refusal is not None or (bool(self.reasons) and self.has_result and not keeps)
 
     def line(self) -> str:
         """Where the stage stands, in a line."""
@@ -68,9 +71,10 @@ class Done:
     stopped: str | None
 
     def to_dict(self) -> dict[str, Any]:
+        state = "stopped" if self.stopped else "done" if self.reasons else "up to date"
         return {
             "name": self.name,
-            "state": "done" if self.reasons else "up to date",
+            "state": state,
             "why": list(self.reasons),
             "out": str(self.folder),
             "stopped": self.stopped,
@@ -86,8 +90,8 @@ def plan(recipe: Recipe) -> list[Step]:
         step = look(recipe, chosen)
         sources = [name for name in chosen.stage.reads if name in again]
         if sources and not step.reasons:
-            step = Step(chosen, (f"{', '.join(sources)} runs first",), step.has_result, step.record)
-        if step.reasons and not (chosen.stage.stable and _same_settings(step)):
+            step = replace(step, reasons=(f"{', '.join(sources)} runs first",))
+        if step.reasons and not _keeps_result(step):
             again.add(chosen.stage.name)
         steps.append(step)
     return steps
@@ -99,31 +103,41 @@ def run(
     overwrite: bool = False,
     accept_license: tuple[str, ...] = (),
     notify: Callable[[str], None] = silent,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
+    told: Callable[[Done], object] = lambda _done: None,
 ) -> list[Done]:
     """Bring every stage of the recipe up to date, in order; one that is, is left alone.
 
-    A result that must be made anew is moved aside on `overwrite`. Raises TargetExists, before any work, if it
+    A stage that a budget stopped is the last: those after it would be made from a part of the data. Run again, it goes
+    on, with the same budget once more.
+
+    A result that must be made anew is moved aside on `overwrite`. `told` hears of each stage as it ends, of one that a
+    signal stopped, too. Raises TargetExists, before any work, if it
     may not be; Locked if another process works in the folder; and what the stages raise.
     """
     with TargetLock(recipe.out):
-        _refuse_blocked(plan(recipe), overwrite)
+        refuse_blocked(plan(recipe), overwrite)
         write_atomic(recipe.out / RESOLVED, _json(recipe.resolved()))
         done: list[Done] = []
         for chosen in recipe.chosen:
             step = look(recipe, chosen)
             if step.reasons:
-                _refuse_blocked([step], overwrite)
+                refuse_blocked([step], overwrite)
                 notify(f"{chosen.stage.name}: {'; '.join(step.reasons)}")
                 job = _job(recipe, chosen, accept_license, notify, progress)
-                outcome = _run_stage(recipe, step, job, overwrite)
+                try:
+                    outcome = _run_stage(recipe, step, job, overwrite)
+                except (Stopped, KeyboardInterrupt) as error:
+                    facts = error.facts if isinstance(error, Stopped) else {}
+                    told(Done(chosen.stage.name, chosen.folder, step.reasons, facts, "signal"))
+                    raise
             else:
-                outcome = Outcome(dict(step.record.get("facts") or {}), step.record.get("stopped"))
-                stopped = (
-                    f" (it stopped at {outcome.stopped}; raise that to go on)" if outcome.stopped else ""
-                )
-                notify(f"{chosen.stage.name}: up to date{stopped}")
+                outcome = Outcome(dict(step.record.get("facts") or {}))
+                notify(f"{chosen.stage.name}: up to date")
             done.append(Done(chosen.stage.name, chosen.folder, step.reasons, outcome.facts, outcome.stopped))
+            told(done[-1])
+            if outcome.stopped:
+                break
         return done
 
 
@@ -133,7 +147,18 @@ def look(recipe: Recipe, chosen: Chosen) -> Step:
     has_result = result.exists()
     record = _read_record(chosen.folder / RECORD)
     reasons = _reasons(recipe, chosen, record, has_result)
-    return Step(chosen, tuple(reasons), has_result, record)
+    refusal = _refusal(recipe, chosen) if reasons else None
+    return Step(chosen, tuple(reasons), has_result, record, refusal)
+
+
+def _refusal(recipe: Recipe, chosen: Chosen) -> OjakError | None:
+    if chosen.stage.check is None:
+        return None
+    try:
+        chosen.stage.check(_job(recipe, chosen))
+    except (ResumeRefused, TargetExists, VerificationFailed) as error:
+        return error
+    return None
 
 
 def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_result: bool) -> list[str]:
@@ -148,7 +173,8 @@ def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_resu
     if problem:
         return [problem]
     now = _made_with(recipe, chosen)
-    reasons = [f"{name} changed: {change}" for name, change in _changed_settings(chosen, record)]
+    reasons = [f"it stopped at {record['stopped']}"] if record.get("stopped") else []
+    reasons += [f"{name} changed: {change}" for name, change in _changed_settings(chosen, record)]
     before = _dict(record.get("inputs"))
     reasons += [
         f"{name} has a new result" for name in now["inputs"] if before.get(name) != now["inputs"][name]
@@ -162,16 +188,17 @@ def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_resu
 
 
 def _changed_settings(chosen: Chosen, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, "old -> new") of each setting; a limit counts only if the last run stopped at one."""
+    """(name, "old -> new") of each setting that shapes the result; a limit does not."""
     before, now = _dict(record.get("settings")), chosen.resolved()
-    ignored = () if record.get("stopped") else chosen.stage.limits
-    names = [name for name in {**before, **now} if name not in ignored and before.get(name) != now.get(name)]
+    limits = chosen.stage.limits
+    names = [name for name in {**before, **now} if name not in limits and before.get(name) != now.get(name)]
     return [(name, f"{_short(before.get(name))} -> {_short(now.get(name))}") for name in names]
 
 
-def _same_settings(step: Step) -> bool:
-    complete = step.has_result and bool(step.record.get("complete"))
-    return complete and not _changed_settings(step.chosen, step.record)
+def _keeps_result(step: Step) -> bool:
+    """Whether the stage, run again, would leave the result that is there: finished, with the settings of now."""
+    finished = step.has_result and bool(step.record.get("complete")) and not step.record.get("stopped")
+    return step.chosen.stage.stable and finished and not _changed_settings(step.chosen, step.record)
 
 
 def _short(value: Any) -> str:
@@ -218,9 +245,9 @@ def _damage(chosen: Chosen, record: Mapping[str, Any]) -> str:
 def _job(
     recipe: Recipe,
     chosen: Chosen,
-    accept_license: tuple[str, ...],
-    notify: Callable[[str], None],
-    progress: Progress | None,
+    accept_license: tuple[str, ...] = (),
+    notify: Callable[[str], None] = silent,
+    progress: Listener | None = None,
 ) -> Job:
     inputs = {item.stage.name: item.folder for item in _inputs(recipe, chosen)}
     return Job(chosen.settings, chosen.folder, inputs, accept_license, notify, progress)
@@ -249,15 +276,19 @@ def _run_stage(recipe: Recipe, step: Step, job: Job, overwrite: bool) -> Outcome
     return outcome
 
 
-def _refuse_blocked(steps: list[Step], overwrite: bool) -> None:
+def refuse_blocked(steps: list[Step], overwrite: bool) -> None:
+    """Raise what keeps these stages from running: what one of them says itself, or TargetExists."""
     blocked = [step for step in steps if step.is_blocked]
     if not blocked or overwrite:
         return
+    refusal = next((step.refusal for step in blocked if step.refusal), None)
+    if refusal:
+        raise type(refusal)(refusal.what, why=refusal.why, fix=MAKE_ANEW) from refusal
     why = "; ".join(f"{step.chosen.stage.name}: {', '.join(step.reasons)}" for step in blocked)
     raise TargetExists(
         f"{', '.join(str(step.chosen.folder) for step in blocked)} would have to be made anew",
         why=why,
-        fix="pass --overwrite to move the earlier results aside, or name another folder with --out",
+        fix=MAKE_ANEW,
     )
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from ojak._code import version
 from ojak._files import (
     TargetLock,
     disk_errors,
@@ -36,8 +37,10 @@ from ojak._files import (
 from ojak._jsonl import Warn, read_records, warn_user
 from ojak._manifest import (
     CARD,
+    COUNTS,
     DATA,
     DATA_FILE,
+    KIND,
     MANIFEST,
     REJECTED,
     REJECTED_FILE,
@@ -54,7 +57,6 @@ __all__ = ["Artifact", "TargetLock", "publish", "read", "verify", "write_atomic"
 
 PARTS = (DATA, REJECTED, CARD, MANIFEST)  # in the order in which they are put in place
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 Input: TypeAlias = "Artifact | Path | str | Mapping[str, Any]"
@@ -164,7 +166,7 @@ def publish(
                 "schema_version": SCHEMA_VERSION,
                 "kind": kind,
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "ojak_version": _version(),
+                "ojak_version": version(),
                 "config": dict(config),
                 "inputs": [_input(item, out) for item in inputs],
                 "files": files,
@@ -223,17 +225,8 @@ def _split_rows(files: list[dict[str, Any]]) -> dict[str, int]:
     return rows
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("ojak")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0+unknown"
-
-
 def _check_names(kind: str, splits: Mapping[str, object]) -> None:
-    if not _NAME.fullmatch(kind):
+    if not KIND.fullmatch(kind):
         raise UsageError(
             f"{kind!r} is no name for a kind of artifact", fix="use lower-case letters, digits, - and _"
         )
@@ -323,6 +316,10 @@ def _entry(root: Path, path: Path, rows: int) -> dict[str, Any]:
 
 
 def _counts(accepted: int, reasons: Counter[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    if given.keys() - COUNTS:
+        raise UsageError(
+            f"{sorted(given.keys() - COUNTS)} are no counts of an artifact", fix=f"give {sorted(COUNTS)}"
+        )
     counted: dict[str, Any] = {"accepted": accepted, "rejected": dict(sorted(reasons.items()))}
     counts = {"rows": 0, **counted, "failed": 0, **given}
     total = counts["accepted"] + sum(counts["rejected"].values()) + counts["failed"]
@@ -408,15 +405,13 @@ def _check_content(root: Path, entry: dict[str, Any]) -> None:
 
 
 def _check_extra(artifact: Artifact) -> None:
-    listed = [entry["path"] for entry in artifact.files]
-    if len(set(listed)) != len(listed):
-        raise VerificationFailed(f"{artifact.path / MANIFEST} lists a file twice")
+    listed = {entry["path"] for entry in artifact.files}
     for folder in (DATA, REJECTED):
         path = artifact.path / folder
         if path.is_symlink():
             raise VerificationFailed(f"{path} is a link", why="an artifact holds its own files")
         names = sorted(f"{folder}/{item.name}" for item in path.iterdir()) if path.is_dir() else []
-        extra = [name for name in names if name not in set(listed)]
+        extra = [name for name in names if name not in listed]
         if extra:
             raise VerificationFailed(
                 f"{artifact.path / extra[0]} is not in the manifest", why="it was added later"

@@ -18,7 +18,8 @@ A message says what happened, why, and what to do about it.
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -74,11 +75,22 @@ class InputRefused(OjakError):
 
 
 class Stopped(OjakError):
-    """Stopped from outside by a signal; `exit_code` is 128 + the signal's number."""
+    """Stopped from outside by a signal; `exit_code` is 128 + the signal's number.
 
-    def __init__(self, signal_number: int, what: str = "stopped", *, why: str = "", fix: str = "") -> None:
+    `facts` says what was kept, in the words of `--json`.
+    """
+
+    def __init__(
+        self,
+        signal_number: int,
+        what: str = "stopped",
+        *,
+        why: str = "",
+        fix: str = "",
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(what, why=why, fix=fix)
-        self.signal_number = signal_number
+        self.signal_number, self.facts = signal_number, dict(facts or {})
 
     @property
     def exit_code(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

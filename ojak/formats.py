@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import orjson
 
-from ojak._files import commit_new, staged, target_exists
+from ojak._files import commit_new, disk_errors, staged, target_exists
 from ojak._jsonl import Line, Warn, read_rows, refused, warn_user
 from ojak._tables import is_parquet, write_table
 from ojak.artifact import Artifact, read
@@ -63,8 +63,9 @@ def export(path_in: Path | str, fmt: Format, out: Path | str, *, split: str | No
     out = Path(out)
     if fmt not in FORMATS:
         raise UsageError(f"{fmt!r} is no format to export to", fix=f"use one of: {', '.join(FORMATS)}")
-    if out.exists():
-        raise target_exists(out)
+    with disk_errors(out):
+        if out.exists():
+            raise target_exists(out)
     encode = ENCODERS.get(fmt, _to_messages)
     if fmt == "alpaca" and any(map(_has_system, _chosen(Path(path_in), split, _silent))):
         # a column that began in the middle of a file could not be read by `datasets`

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -108,17 +108,19 @@ def request_key(**everything: object) -> str:
 class Ledger:
     """The ledger in the file `path`, which is created if it is not there. A context manager; for one thread.
 
+    `read_only`: nothing is written, neither to the file nor beside it, and it must be there.
+
     Raises VerificationFailed if the file is damaged or no ledger, InputRefused if a newer ojak wrote it,
     Locked if another process keeps it busy, ResourceExhausted if the disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = Path(path)
         with self._errors():
-            self._db = sqlite3.connect(self.path, isolation_level=None)
+            self._db = sqlite3.connect(_uri(self.path, read_only), isolation_level=None, uri=True)
         try:
             with self._errors():
-                self._prepare()
+                self._prepare(read_only)
         except BaseException:
             self._db.close()
             raise
@@ -136,6 +138,13 @@ class Ledger:
         with self._errors():
             self._db.close()
 
+    def discard_empty(self) -> None:
+        """Close the file, and remove it if no request was ever put into it."""
+        empty = not self.counts()
+        self.close()
+        if empty:
+            self.path.unlink()
+
     def get(self, key: str, max_tokens: int) -> Entry | None:
         """The finished request with this key, ok or failed; None if there is none, or if a cap below
         `max_tokens` cut its answer short."""
@@ -150,11 +159,6 @@ class Ledger:
         """Store a finished request and commit it. An entry with the same key is replaced."""
         with self._errors():
             self._db.execute(_PUT, _values(entry))
-
-    def put_many(self, entries: Iterable[Entry]) -> None:
-        """Store finished requests in one transaction: all of them, or none."""
-        with self._transaction():
-            self._db.executemany(_PUT, map(_values, entries))
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """The finished requests (of one kind) in the order of their rows."""
@@ -177,6 +181,18 @@ class Ledger:
             counts.setdefault(kind, {"ok": 0, "failed": 0})[state] = number
         return counts
 
+    def finished(self, kind: str, *, rows: int, max_tokens: int) -> tuple[int, float]:
+        """How many of the first `rows` rows have a finished request of this kind, and its mean tokens.
+
+        Those that the cap `max_tokens` reopens are left out, as in `get`.
+        """
+        with self._errors():
+            return self._db.execute(
+                'SELECT COUNT(*), COALESCE(AVG(token_count), 0.0) FROM requests WHERE kind = ? AND "row" < ?'
+                " AND NOT (finish_reason = 'length' AND max_tokens < ?)",
+                (kind, rows, max_tokens),
+            ).fetchone()
+
     def add_run(self, seconds: float, tokens: int) -> None:
         """Add time and tokens to the totals; a long run may add them bit by bit, to lose little to a kill."""
         with self._errors():
@@ -192,14 +208,17 @@ class Ledger:
         """The JSON value stored under `name`, or None."""
         with self._errors():
             found = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return orjson.loads(found[0]) if found else None
+        try:
+            return orjson.loads(found[0]) if found else None
+        except orjson.JSONDecodeError as error:
+            raise _damaged(self.path, error) from error
 
     def set_meta(self, name: str, value: Any) -> None:
         """Store a JSON value under `name`, such as the fingerprint of the run's settings; replaces."""
         with self._errors():
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, _json(value).decode()))
 
-    def _prepare(self) -> None:
+    def _prepare(self, read_only: bool) -> None:
         self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         version = self._pragma("user_version")
         if version > SCHEMA_VERSION:
@@ -208,10 +227,12 @@ class Ledger:
                 why=f"its schema is version {version}; this ojak knows {SCHEMA_VERSION}",
                 fix="update ojak, or start in another folder",
             )
-        if version == 0:
+        if version == 0 and not read_only:
             self._create()
         elif self._pragma("application_id") != APPLICATION_ID:
             raise self._not_a_ledger()
+        if read_only:
+            return
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
@@ -231,18 +252,6 @@ class Ledger:
         )
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
@@ -253,6 +262,15 @@ class Ledger:
             if translated is None:
                 raise
             raise translated from error
+
+
+def _uri(path: Path, read_only: bool) -> str:
+    """The file's address for SQLite. `immutable` keeps a reader from making files beside a ledger closed cleanly."""
+    mode = "rwc"
+    if read_only:
+        in_use = path.with_name(f"{path.name}-wal").exists()
+        mode = "ro" if in_use else "ro&immutable=1"
+    return f"{path.absolute().as_uri()}?mode={mode}"
 
 
 def _json(value: object) -> bytes:
@@ -292,14 +310,16 @@ def _translated(error: sqlite3.DatabaseError, path: Path) -> OjakError | None:
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Locked(f"another process keeps {path} busy", why=str(error), fix="wait for it, or stop it")
     if code in _BROKEN or code & 0xFF in _BROKEN:
-        return VerificationFailed(
-            f"{path} is damaged, or is no ledger",
-            why=str(error),
-            fix=f"move it away (with {path.name}-wal and {path.name}-shm) and run again,"
-            f" or try `sqlite3 {path.name} .recover`",
-        )
+        return _damaged(path, error)
     if code & 0xFF in _DENIED:
-        return UsageError(
-            f"cannot open {path} for writing", why=str(error), fix="check the folder and its permissions"
-        )
+        return UsageError(f"cannot open {path}", why=str(error), fix="check the folder and its permissions")
     return None
+
+
+def _damaged(path: Path, error: Exception) -> VerificationFailed:
+    return VerificationFailed(
+        f"{path} is damaged, or is no ledger",
+        why=str(error),
+        fix=f"move it away (with {path.name}-wal and {path.name}-shm) and run again,"
+        f" or try `sqlite3 {path.name} .recover`",
+    )

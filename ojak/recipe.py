@@ -13,8 +13,6 @@ was made with; from that it follows whether the stage is up to date, and if not,
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ojak import _recipe_yaml
 from ojak._recipe_yaml import Parsed, Place
+from ojak._settings import Settings, WrongSettings, dotted, explain, meant
 from ojak.errors import UsageError
 from ojak.stages import BY_NAME, STAGES, Stage
 
@@ -45,7 +44,7 @@ class Chosen:
     """A stage of a recipe with its settings, and the folder of its result."""
 
     stage: Stage
-    settings: BaseModel
+    settings: Settings
     folder: Path
 
     def resolved(self) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def _override(parsed: Parsed, text: str) -> Place:
             there = list(node) if isinstance(node, dict) else []
             raise UsageError(
                 f"--set {text!r}: the recipe has no {'.'.join(map(str, place[: depth + 1]))!r}",
-                fix=_meant(str(key), there),
+                fix=meant(str(key), there),
             )
         node = node[key]
     if not isinstance(node, dict):
@@ -143,7 +142,7 @@ def _order_problems(parsed: Parsed, names: list[str]) -> Iterator[str]:
     for index, name in enumerate(names):
         where = parsed.where(("stages", name))
         if name not in BY_NAME:
-            yield f"{where}: there is no stage {name[:80]!r}; {_meant(name, [stage.name for stage in STAGES])}"
+            yield f"{where}: there is no stage {name[:80]!r}; {meant(name, [stage.name for stage in STAGES])}"
             continue
         stage, before = BY_NAME[name], names[:index]
         for needed in stage.needs:
@@ -170,7 +169,7 @@ def _filled(
 
 def _settings(
     parsed: Parsed, overridden: Mapping[Place, str], stage: Stage, values: dict[str, Any]
-) -> tuple[BaseModel | None, list[str]]:
+) -> tuple[Settings | None, list[str]]:
     """The settings of a stage, or None and all that is wrong with them."""
     place: Place = ("stages", stage.name)
     fields = stage.fields()
@@ -179,12 +178,9 @@ def _settings(
         where = parsed.where((*place, own[0]))
         return None, [f"{where}: {own[0]!r} of {stage.name} is set by the run, not by a recipe"]
     try:
-        return stage.settings().model_validate(values), []
-    except ValidationError as error:
-        return None, [_line(parsed, overridden, place, item, fields) for item in error.errors()]
-    except UsageError as error:  # from a check of the stage's own
-        fix = f"; {error.fix}" if error.fix else ""
-        return None, [f"{parsed.where(place)}: {stage.name}: {error.what}{fix}"]
+        return stage.settings()(**values), []
+    except WrongSettings as error:
+        return None, [_line(parsed, overridden, place, item, fields) for item in error.problems]
 
 
 def _line(
@@ -193,27 +189,8 @@ def _line(
     """One line about one error: where, what, the bad value, and what is allowed."""
     place = (*base, *item["loc"])
     where = next((f"--set {text!r}" for at, text in overridden.items() if place[: len(at)] == at), None)
-    name = ".".join(map(str, place[1:] if place[:1] == ("stages",) else place))
+    name = dotted(place[1:] if place[:1] == ("stages",) else place)
     return f"{where or parsed.where(place)}: {explain(item, name, fields)}"
-
-
-def explain(item: Any, name: str, fields: Sequence[str]) -> str:
-    """One error of pydantic in words; `fields` are the names that were allowed where it happened."""
-    if item["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}; {_meant(str(item['loc'][-1]), fields)}"
-    if item["type"] == "missing":
-        return f"{name} is missing"
-    shown = re.sub(r"\s+", " ", repr(item["input"]))[:80]
-    message = str(item["msg"]).removeprefix("Value error, ")
-    allowed = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
-    close = difflib.get_close_matches(str(item["input"]), allowed, n=1)
-    return f"{name} cannot be {shown}: {message}" + (f"; did you mean {close[0]!r}?" if close else "")
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    there = f"there are: {', '.join(known)}" if known else "it has none"
-    return f"did you mean {close[0]!r}? {there}" if close else there
 
 
 def _wrong(path: Path | str, problems: Sequence[str]) -> UsageError:

@@ -6,29 +6,22 @@ with the manifest (or the page) written last, in `job.out`.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ojak._progress import Listener
+from ojak._settings import Settings
 from ojak.errors import InputRefused
 
 if TYPE_CHECKING:
     from ojak.artifact import Artifact
-
-PACKAGE = Path(__file__).parent
-SOURCES = ("*.py", "*.jinja", "*.css")
-
-
-class Progress(Protocol):
-    """Whoever wants to know how far a stage is; `ojak.synthesize.magpie.Progress` is what a state holds."""
-
-    def update(self, state: Any) -> None: ...
+    from ojak.synthesize.config import MagpieConfig
 
 
 def silent(_line: str) -> None:
@@ -42,12 +35,12 @@ class Job:
     `notify` is told in a line what a person may want to know, `progress` how far the work is.
     """
 
-    settings: BaseModel
+    settings: Settings
     out: Path
     inputs: Mapping[str, Path] = field(default_factory=dict)
     accept_license: tuple[str, ...] = ()
     notify: Callable[[str], None] = silent
-    progress: Progress | None = None
+    progress: Listener | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +60,14 @@ class Stage:
     settings; `own` of its fields are set by the run, never by a recipe, and `inherits` field -> (stage,
     field) is its default.
     code: the files and folders of this package that shape its result. resumes: it goes on with what a folder
-    holds.
+    holds; `check` raises what it would raise for what is there, and writes nothing.
     stable: run again with the same settings, it leaves a sound result as it is. limits: those of its fields
     that only say when to stop early.
     """
 
     name: str
     what: str
-    settings: Callable[[], type[BaseModel]]
+    settings: Callable[[], type[Settings]]
     run: Callable[[Job], Outcome]
     code: tuple[str, ...]
     needs: tuple[str, ...] = ()
@@ -85,6 +78,7 @@ class Stage:
     limits: tuple[str, ...] = ()
     inherits: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     resumes: bool = False
+    check: Callable[[Job], None] | None = None
     stable: bool = False
 
     @property
@@ -97,27 +91,23 @@ class Stage:
         return [name for name in self.settings().model_fields if name not in self.own]
 
 
-class PullSettings(BaseModel):
+class PullSettings(Settings):
     """`model`: a known name, a name on the hub, or a path."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1)
 
 
-class ReportSettings(BaseModel):
+class ReportSettings(Settings):
     """The page has no settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-def _magpie_settings() -> type[BaseModel]:
+def _magpie_settings() -> type[Settings]:
     from ojak.synthesize.config import MagpieConfig
 
     return MagpieConfig
 
 
-def _split_settings() -> type[BaseModel]:
+def _split_settings() -> type[Settings]:
     from ojak.curate.split import SplitConfig
 
     return SplitConfig
@@ -171,13 +161,23 @@ def _there(out: Path) -> Artifact | None:
 
 def magpie(job: Job) -> Outcome:
     """Instructions and responses sampled from an aligned model."""
-    from ojak.synthesize.config import MagpieConfig
     from ojak.synthesize.run import summary, synthesize_magpie
 
-    values = job.settings.model_dump()
-    config = MagpieConfig.model_validate({**values, "out": job.out, "accept_license": job.accept_license})
-    artifact = synthesize_magpie(config, progress=job.progress)
+    artifact = synthesize_magpie(_magpie_config(job), progress=job.progress)
     return Outcome(summary(artifact), artifact.stats.get("stopped"))
+
+
+def _check_magpie(job: Job) -> None:
+    from ojak.synthesize.folder import check_resumable
+
+    check_resumable(_magpie_config(job))
+
+
+def _magpie_config(job: Job) -> MagpieConfig:
+    from ojak.synthesize.config import MagpieConfig
+
+    values = job.settings.model_dump()
+    return MagpieConfig(**{**values, "out": job.out, "accept_license": job.accept_license})
 
 
 def split(job: Job) -> Outcome:
@@ -218,6 +218,7 @@ STAGES: tuple[Stage, ...] = (
         limits=("limit_tokens", "limit_minutes"),
         inherits={"model": ("pull", "model")},
         resumes=True,
+        check=_check_magpie,
         stable=True,
     ),
     Stage(
@@ -242,17 +243,3 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}
-
-
-@functools.cache
-def code_sha256(code: tuple[str, ...]) -> str:
-    """A hash over the source of a stage (its `code`): when it changes, the result of the stage may, too."""
-    digest = hashlib.sha256()
-    for path in sorted({path for name in code for path in _sources(PACKAGE / name)}):
-        name = path.relative_to(PACKAGE).as_posix()
-        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
-    return digest.hexdigest()
-
-
-def _sources(path: Path) -> list[Path]:
-    return [found for pattern in SOURCES for found in path.rglob(pattern)] if path.is_dir() else [path]

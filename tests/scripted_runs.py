@@ -11,7 +11,8 @@ from ojak.engines.scripted import ScriptedEngine, scripted_text
 from ojak.ledger import Ledger
 from ojak.model.request import Completion, Request
 from ojak.synthesize.config import MagpieConfig
-from ojak.synthesize.run import LEDGER, synthesize_magpie
+from ojak.synthesize.folder import LEDGER
+from ojak.synthesize.run import synthesize_magpie
 
 # By row: what the model writes as a user's turn, and what must become of it.
 MULTI_LINE = "Sort this table by year:\n\n| year | town |\n|---|---|\n| 1990 | Ulm |\n| 1970 | Bonn |"

@@ -248,6 +248,23 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> 
         lambda m: m["files"].append("data"),
         lambda m: m.pop("counts"),
         lambda m: m.update(schema_version="1"),
+        lambda m: m.update(schema_version=True),
+        lambda m: m.update(schema_version=1.0),
+        lambda m: m.update(kind=""),
+        lambda m: m.update(kind="a\x1b[2J"),
+        lambda m: m.pop("created"),
+        lambda m: m.update(ojak_version=3),
+        lambda m: m.update(inputs=[3]),
+        lambda m: m.update(more={}),
+        lambda m: m["counts"].update(rows=str(m["counts"]["rows"])),
+        lambda m: m["counts"].update(rows=float(m["counts"]["rows"])),
+        lambda m: m["counts"].update(more=3),
+        lambda m: m["counts"].pop("failed"),
+        lambda m: m["counts"].update(rejected=[]),
+        lambda m: m["counts"]["rejected"].update(never=0),
+        lambda m: m["files"][0].update(more=3),
+        lambda m: m["files"][0].update(sha256="x"),
+        lambda m: m["files"].remove(next(e for e in m["files"] if e["path"] == "README.md")),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_found(
@@ -267,6 +284,55 @@ def test_a_damaged_manifest_is_found(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(raw)
     with pytest.raises(VerificationFailed, match=r"manifest\.json"):
         Artifact.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"kind": "', '"kind": "other", "kind": "'),
+        ('"failed": 0', '"failed": 7, "failed": 0'),
+        ('"stats": {}', '"stats": {"seconds": NaN}'),
+        ('"stats": {}', '"stats": {"seconds": -Infinity}'),
+    ],
+)
+def test_a_manifest_that_two_readers_could_read_differently_is_damaged(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    text = (make(tmp_path).path / "manifest.json").read_text("utf-8")
+    (tmp_path / "manifest.json").write_text(text.replace(old, new), "utf-8")
+    assert old in text
+    with pytest.raises(VerificationFailed, match="is damaged"):
+        Artifact.open(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["00000-of-00002", "00001-of-00001", "\u0660" * 5 + "-of-00001"])
+def test_a_shard_that_is_missing_is_found(tmp_path: Path, number: str) -> None:
+    make(tmp_path)
+    name = f"data/train-{number}.parquet"
+    (tmp_path / "data/train-00000-of-00001.parquet").rename(tmp_path / name)
+    _edit(tmp_path, lambda manifest: manifest["files"][0].update(path=name))
+    with pytest.raises(VerificationFailed, match=r"shards|no name of an artifact's file"):
+        Artifact.open(tmp_path)
+
+
+def test_an_artifact_without_a_table_is_found(tmp_path: Path) -> None:
+    make(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    _edit(tmp_path, lambda manifest: manifest["files"].pop(0))
+    _edit(
+        tmp_path,
+        lambda manifest: manifest["counts"].update(
+            accepted=0, rows=sum(manifest["counts"]["rejected"].values())
+        ),
+    )
+    with pytest.raises(VerificationFailed, match="lack a table of data"):
+        verify(tmp_path)
+
+
+def test_counts_of_ones_own_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no counts"):
+        publish(tmp_path / "d", kind="test", records=[], config={}, counts={"odd": 1})
+    assert not (tmp_path / "d" / "manifest.json").exists()
 
 
 def test_what_is_no_artifact_is_refused_with_the_reason(tmp_path: Path) -> None:

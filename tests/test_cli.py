@@ -24,15 +24,7 @@ FIELDS = ("rows", "accepted", "rejected", "failed", "completion_tokens", "second
 HOSTILE = "a\x1b[31mred\x1b]0;owned\x07 \u202eevil\u202c \x9b5m [bold]x[/bold] \r\x00\u200b end"
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in an empty folder, with an empty cache, as if no licence was ever accepted."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OJAK_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OJAK_OFFLINE", "1")
-    for name in ("OJAK_ACCEPT_LICENSES", "OJAK_DEBUG", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def ojak(*arguments: str) -> Result:
@@ -96,12 +88,43 @@ def test_version() -> None:
         ("models", "pull", "nobody"),
         ("models", "pull", "gemma-3-270m"),
         ("run", "none.yaml"),
+        ("synthesize", "magpie", "--model", "scripted", "--rows", "1", "--out", ""),
+        ("run", "r.yaml", "--out", ""),
+        ("run", ""),
+        ("report", "d", "--out", ""),
+        ("verify", ""),
+        ("export-data", "d", "--format", "alpaca", "--out", ""),
     ],
 )
 def test_usage_errors_are_2_and_say_nothing_on_stdout(arguments: tuple[str, ...]) -> None:
     result = ojak(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.strip()
+
+
+def test_an_empty_folder_s_name_is_not_the_current_folder(folder: Path) -> None:
+    result = magpie(out="")
+    assert (result.exit_code, list(folder.iterdir())) == (2, [])
+    assert "an empty path" in result.stderr
+    assert magpie(out=".").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("synthesize magpie --model nobody --rows 4 --out a/b/d", 2),
+        ("synthesize magpie --model m.gguf --rows 4 --out a/b/d", 9),
+        ("synthesize magpie --model smollm2-135m-instruct --rows 4 --out a/b/d", 5),
+        ("synthesize magpie --model scripted --rows 4 --out a/b/d --resume always", 4),
+        ("synthesize magpie --model scripted --rows 4 --out a/b/d --system @cooking", 2),
+        ("synthesize magpie --model scripted --rows 4 --out a/b/d --grid 0.7:0", 2),
+    ],
+)
+def test_a_refused_command_leaves_nothing(arguments: str, code: int) -> None:
+    Path("m.gguf").write_bytes(b"GGUF\x03\x00")
+    result = ojak(*arguments.split())
+    assert (result.exit_code, result.stdout) == (code, ""), result.stderr
+    assert not Path("a").exists()
 
 
 def test_a_wrong_flag_is_named() -> None:
@@ -214,6 +237,23 @@ def test_verify() -> None:
     assert json.loads(ojak("verify", "d", "--json").stdout)["accepted"] == 3
 
 
+def test_verify_tells_of_a_stopped_run() -> None:
+    magpie("--limit-tokens", "300", rows=40)
+    result = ojak("verify", "d")
+    found = json.loads(ojak("verify", "d", "--json").stdout)
+    assert result.exit_code == 0
+    assert (found["stopped"], found["pending"]) == ("limit_tokens", 40 - found["rows"])
+    told = f"{found['pending']} rows are pending; go on with `ojak synthesize magpie --out d`"
+    assert told in result.stdout.splitlines()[1]
+    assert "the data are whole as far as they go" in result.stdout
+    assert magpie(rows=40).exit_code == 0
+    assert len(ojak("verify", "d").stdout.splitlines()) == 1
+    assert json.loads(ojak("verify", "d", "--json").stdout)["stopped"] is None
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml", "--set", "magpie.rows=40", "--set", "magpie.limit_tokens=300").exit_code == 3
+    assert "go on with `ojak run`" in ojak("verify", "runs/small/magpie").stdout
+
+
 def test_verify_fails_with_7_on_any_change_and_9_on_nothing() -> None:
     pairs()
     path = next(Path("d/data").iterdir())
@@ -236,6 +276,26 @@ def test_show_hides_nothing_and_lets_nothing_act(arguments: tuple[str, ...]) -> 
     assert "\N{SYMBOL FOR ESCAPE}[31mred" in shown
     assert "[bold]x[/bold]" in shown
     assert "U+202E" in shown
+
+
+INVISIBLE = (
+    "\u115f\u1160\u3164\uffa0\u200c\u200d\u2060\u180e\u00ad\u061c\u2028\u2029\ufeff\ue000\U000f0000\U000e0041\ufff9"
+    "\u0378\ufdd0\U0001fffe\U0010ffff\u034f\u17b4\u180b\ufe00\U000e0100\u2800\x85\x0b\x0c"
+)
+
+
+def test_show_lets_nothing_be_invisible() -> None:
+    pairs(text=" ".join(INVISIBLE))
+    shown = ojak("show", "d").stdout
+    assert not set(INVISIBLE) & set(shown)
+    for char in INVISIBLE:
+        assert (chr(0x2400 + ord(char)) if ord(char) < 32 else f"U+{ord(char):04X}") in shown
+
+
+def test_show_leaves_what_can_be_seen() -> None:
+    honest = "na\u00efve \ud55c\uad6d\uc5b4 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u2764\ufe0f \u3000\u00a0\tx \u0939\u093f"
+    pairs(text=honest)
+    assert honest in ojak("show", "d").stdout
 
 
 def test_show_rows() -> None:
@@ -292,6 +352,33 @@ def test_export(fmt: str) -> None:
     assert (found["rows"], found["out"], found["skipped"]) == (3, "y", {})
 
 
+@pytest.mark.parametrize("out", ["/dev/null/x", "/proc/x", "file/x", "n" * 300])
+def test_a_place_where_nothing_can_be_written(out: str) -> None:
+    pairs()
+    Path("file").touch()
+    results = [
+        ojak("export-data", "d", "--format", "alpaca", "--out", out),
+        ojak("export-data", "d", "--format", "parquet", "--out", out),
+        ojak("report", "d", "--out", out),
+        magpie(out=out),
+    ]
+    for result in results:
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"cannot write {out[:3]}" in result.stderr.replace(f"{Path.cwd()}/", "")
+        assert "choose another place" in result.stderr
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["d", "file"]
+
+
+def test_a_target_that_is_there_says_what_can_be_done() -> None:
+    pairs()
+    assert ojak("report", "d", "--out", "page").exit_code == 0
+    assert "or pass --overwrite" in ojak("report", "d", "--out", "page").stderr
+    words = ["export-data", "d", "--format", "alpaca", "--out", "x"]
+    assert ojak(*words).exit_code == 0
+    result = ojak(*words)
+    assert result.stderr.endswith("fix: choose another name, or move it away\n")
+
+
 def test_export_says_what_is_left_out() -> None:
     turns = [Message(role=role, content="x") for role in ("user", "assistant", "user", "assistant")]
     publish(Path("d"), kind="test", records=[Conversation("1", turns)], config={})
@@ -332,17 +419,49 @@ def test_run_and_run_again() -> None:
     changed = ojak("run", "r.yaml", "--set", "split.seed=4")
     assert (changed.exit_code, changed.stdout) == (2, "")
     assert "seed changed: 0 -> 4" in changed.stderr
-    assert "(needs --overwrite)" in ojak("run", "r.yaml", "--set", "split.seed=4", "--dry-run").stdout
+    dry = ojak("run", "r.yaml", "--set", "split.seed=4", "--dry-run")
+    assert "(needs --overwrite)" in dry.stdout
+    assert (dry.exit_code, dry.stderr) == (changed.exit_code, changed.stderr)
+    assert ojak("run", "r.yaml", "--set", "split.seed=4", "--dry-run", "--overwrite").exit_code == 0
     assert ojak("run", "r.yaml", "--set", "split.seed=4", "--overwrite").exit_code == 0
 
 
-def test_run_in_another_folder_and_with_a_budget() -> None:
+@pytest.mark.parametrize("setting", ["magpie.seed=5", "magpie.rows=11"])
+def test_a_dry_run_ends_as_the_run_would(setting: str) -> None:
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml").exit_code == 0
+    dry = ojak("run", "r.yaml", "--set", setting, "--dry-run", "--json")
+    real = ojak("run", "r.yaml", "--set", setting)
+    assert (dry.exit_code, dry.stderr) == (real.exit_code, real.stderr)
+    assert dry.exit_code == 4
+    assert json.loads(dry.stdout)["stages"][0]["needs_overwrite"] is True
+    assert ojak("run", "r.yaml", "--set", setting, "--overwrite").exit_code == 0
+
+
+def test_run_in_another_folder() -> None:
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml", "--out", "here").stdout == "here/report/index.html\n"
+    assert verify("here/split")
+
+
+def test_a_budget_ends_a_recipe_at_its_stage() -> None:
     Path("r.yaml").write_text(RECIPE, "utf-8")
     sets = ("--set", "magpie.rows=40", "--set", "magpie.limit_tokens=500")
-    result = ojak("run", "r.yaml", "--out", "here", *sets)
-    assert (result.exit_code, result.stdout) == (3, "here/report/index.html\n")
-    assert ojak("run", "r.yaml", "--out", "here", *sets).exit_code == 3
-    assert verify("here/split")
+    result = ojak("run", "r.yaml", *sets)
+    assert (result.exit_code, result.stdout) == (3, "runs/small\n")
+    assert "magpie stopped at limit_tokens" in result.stderr
+    assert "not run after it: split, report" in result.stderr
+    assert "run the same command again to go on" in result.stderr
+    assert not Path("runs/small/split").exists()
+    again = ojak("run", "r.yaml", *sets, "--json")
+    (stage,) = json.loads(again.stdout)["stages"]
+    assert (again.exit_code, stage["state"], stage["stopped"]) == (3, "stopped", "limit_tokens")
+    assert ojak("run", "r.yaml", "--set", "magpie.rows=40").exit_code == 0
+
+
+def test_a_budget_too_small_for_a_single_row_is_told_as_such() -> None:
+    Path("r.yaml").write_text(RECIPE, "utf-8")
+    assert ojak("run", "r.yaml", "--set", "magpie.limit_tokens=1").exit_code == 3
 
 
 def test_consent_reaches_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,6 +592,18 @@ def test_doctor_says_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "failed  torch      RuntimeError: no torch\N{SYMBOL FOR ESCAPE}" in result.stdout
     assert "to be mended: torch" in result.stderr
     assert json.loads(ojak("doctor", "--json").stdout)["ok"] is False
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/dev/null/x", "/proc/nowhere"])
+def test_a_cache_that_cannot_be_used(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OJAK_HOME", home)
+    result = ojak("doctor")
+    assert result.exit_code == 1
+    assert f"failed  cache      {home} cannot be used" in result.stdout
+    pulled = ojak("models", "pull", "smollm2-135m-instruct")
+    assert (pulled.exit_code, pulled.stdout) == (2, "")
+    assert f"the cache {home} cannot be used" in pulled.stderr
+    assert "set OJAK_HOME" in pulled.stderr
 
 
 def test_doctor_asks_the_network_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,15 +24,7 @@ HOSTILE = "a\x1b[31mred\x1b]0;owned\x07 \u202eevil\u202c \x9b5m [bold]x[/bold] \
 RECIPE = "version: 1\nname: small\nstages:\n  magpie: {model: scripted, rows: 12}\n  split: {test: 0.25}\n  report:\n"
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in an empty folder, with an empty cache, as if no licence was ever accepted."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OJAK_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OJAK_OFFLINE", "1")
-    for name in ("OJAK_ACCEPT_LICENSES", "OJAK_DEBUG", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def ojak(*arguments: str) -> Result:
@@ -190,6 +182,37 @@ def test_sigterm_frees_what_is_held_on_the_way_out(monkeypatch: pytest.MonkeyPat
         signal.signal(signal.SIGTERM, before)
     assert (result.exit_code, left) == (143, ["left"])
     assert "stopped by SIGTERM" in result.stderr
+
+
+INTERRUPTED = """
+import builtins, os, signal, sys
+real = builtins.__import__
+def load(name, *more):
+    if name == {name!r}:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *more)
+builtins.__import__ = load
+sys.argv = ["ojak", "--version"]
+from ojak.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["ojak.cli.app", "typer", "importlib.metadata"])
+def test_ctrl_c_while_the_program_loads(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(name=name)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "error: stopped by Ctrl-C\n"
+
+
+def test_ctrl_c_is_ignored_where_the_shell_said_so() -> None:
+    script = INTERRUPTED.format(name="typer").replace(
+        "real =", "signal.signal(signal.SIGINT, signal.SIG_IGN)\nreal ="
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 import pytest
 from rich.console import Console
 
+from ojak import _progress
 from ojak.cli import progress as module
 from ojak.cli import terminal
 from ojak.cli.progress import Progress, clock, line, top_reasons
 
 
 @dataclass
-class State:
-    rows_done: int = 128
+class State(_progress.Progress):
+    """A run in the middle, if nothing else is said."""
+
     rows_total: int = 512
+    rows_done: int = 128
     completion_tokens: int = 84_200
     tokens_per_s: float = 712.4
     accepted: int = 101
@@ -52,8 +55,7 @@ def test_a_line_says_all() -> None:
 
 
 def test_a_line_at_the_start() -> None:
-    start = State(0, 512, 0, 0.0, 0, Counter(), None, "sampling")
-    assert line(start) == "sampling  0/512 rows  0 tokens  0 tok/s  accepted 0 (-)  ETA ?"
+    assert line(_progress.Progress(512)) == "sampling  0/512 rows  0 tokens  0 tok/s  accepted 0 (-)  ETA ?"
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,15 @@ def test_generated_parts_are_fresh() -> None:
     assert docs.stale() == [], "run `make docs`"
 
 
+@pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
+def test_the_tree_names_the_files_that_a_reader_comes_for(page: Path) -> None:
+    (tree,) = (body for body in blocks(page, "") if body.startswith("ojak/\n"))
+    names = [line.split()[0] for line in tree.splitlines()]
+    for folder, *files in (("model/", "decoder.py", "generate.py"), ("synthesize/", "magpie.py")):
+        begin = names.index(folder) + 1
+        assert names[begin : begin + len(files)] == files
+
+
 def test_stale_parts_are_seen() -> None:
     page = (ROOT / "docs/index.md").read_text("utf-8")
     assert docs.refreshed(page.replace("| `magpie` |", "| `magpies` |")) == page

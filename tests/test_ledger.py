@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import sqlite3
@@ -71,20 +72,57 @@ def test_a_reopened_request_is_replaced_not_doubled(tmp_path: Path) -> None:
 
 def test_entries_come_in_the_order_of_rows(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.sqlite") as ledger:
-        ledger.put_many(entry(row, kind) for row in (7, 2, 11) for kind in ("response", "instruction"))
+        for row, kind in itertools.product((7, 2, 11), ("response", "instruction")):
+            ledger.put(entry(row, kind))
         ledger.put(entry(3, "response", state="failed"))
         assert [item.row for item in ledger.entries("response")] == [2, 3, 7, 11]
         assert [item.row for item in ledger.entries()] == [2, 2, 3, 7, 7, 11, 11]
         assert ledger.counts() == {"instruction": {"ok": 3, "failed": 0}, "response": {"ok": 3, "failed": 1}}
 
 
-def test_put_many_stores_all_or_nothing(tmp_path: Path) -> None:
+def test_finished_requests_are_counted_without_those_that_a_larger_cap_reopens(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.sqlite") as ledger:
-        with pytest.raises(InputRefused, match="not Unicode"):
-            ledger.put_many([entry(0), entry(1, text="\ud800")])
-        assert list(ledger.entries()) == []
-        ledger.put(entry(2))
-        assert len(list(ledger.entries())) == 1
+        ledger.put(entry(0, token_count=10))
+        ledger.put(entry(1, token_count=20, finish_reason="length", max_tokens=20))
+        ledger.put(entry(2, token_count=90))
+        assert ledger.finished("instruction", rows=2, max_tokens=20) == (2, 15.0)
+        assert ledger.finished("instruction", rows=2, max_tokens=21) == (1, 10.0)
+        assert ledger.finished("response", rows=2, max_tokens=21) == (0, 0.0)
+
+
+def test_a_reader_leaves_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "a b?#.sqlite"  # an address has to escape these
+    with Ledger(path) as ledger:
+        ledger.put(entry(0))
+        ledger.set_meta("settings", {"seed": 1})
+        with Ledger(path, read_only=True) as reader:
+            assert len(list(reader.entries())) == 1
+    before = path.read_bytes()
+    with Ledger(path, read_only=True) as reader:
+        assert reader.get_meta("settings") == {"seed": 1}
+        with pytest.raises(UsageError, match="cannot open"):
+            reader.put(entry(1))
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
+
+
+def test_a_reader_makes_no_ledger(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot open"):
+        Ledger(tmp_path / "l.sqlite", read_only=True)
+    (tmp_path / "empty.sqlite").touch()
+    with pytest.raises(VerificationFailed, match="not a ledger"):
+        Ledger(tmp_path / "empty.sqlite", read_only=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.sqlite"]
+
+
+def test_damaged_settings_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        ledger.set_meta("settings", {"seed": 1})
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE meta SET value = '{'")
+    db.close()
+    with Ledger(path) as ledger, pytest.raises(VerificationFailed, match="damaged"):
+        ledger.get_meta("settings")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +183,8 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     path = tmp_path / "l.sqlite"
     with Ledger(path) as ledger:
-        ledger.put_many(entry(row, text="x" * 500) for row in range(200))
+        for row in range(200):
+            ledger.put(entry(row, text="x" * 500))
     data = path.read_bytes()
     path.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
     with Ledger(path) as ledger, pytest.raises(VerificationFailed, match="move it away"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ojak import _recipe_run, recipe, stages
+from ojak import _code, _recipe_run, recipe, stages
 from ojak.artifact import Artifact, TargetLock, verify
 from ojak.errors import (
     Locked,
@@ -93,8 +93,10 @@ def test_magpie_takes_the_model_of_pull(folder: Path) -> None:
         ("name: small", "nmae: small", "r.yaml:2:1: there is no setting 'nmae'; did you mean 'name'?"),
         ("  report:", "  report: {title: x}", "r.yaml:8:12: there is no setting 'report.title'; it has none"),
         ("  report:", "  report: 3", "r.yaml:8:3: report cannot be 3"),
-        ("rows: 12", "rows: 12\n    language: no", "r.yaml:4:3: magpie: the language 'no' is not known"),
-        ("rows: 12", "rows: 12\n    grid: warm", "r.yaml:4:3: magpie: the grid 'warm' cannot be read"),
+        ("rows: 12", "rows: 12\n    language: no", "r.yaml:7:5: magpie.language cannot be 'no': the language 'no' is not known"),
+        ("rows: 12", "rows: 12\n    grid: warm", "r.yaml:7:5: magpie.grid cannot be 'warm': the grid 'warm' cannot be read"),
+        ("rows: 12", "rows: 12\n    ban_first: [a, 3]", "r.yaml:7:20: magpie.ban_first[1] cannot be 3"),
+        ("rows: 12", "rows: 12\n    response_top_p: 2", "r.yaml:7:5: magpie.response_top_p cannot be 2: Input should be less than or"),
     ],
 )  # fmt: skip
 def test_messages_have_place_value_and_advice(folder: Path, old: str, new: str, line: str) -> None:
@@ -136,7 +138,7 @@ def test_what_is_no_recipe(folder: Path, text: str) -> None:
         ("magpie.seed=-7", -7),
         ("magpie.grid=1.0:0.9,1.2:1.0", "1.0:0.9,1.2:1.0"),
         ("magpie.system=no", "no"),
-        ("magpie.system=", ""),
+        ("magpie.system=", None),
         ("magpie.system=Reply: in rhyme", "Reply: in rhyme"),
         ("magpie.system={curly", "{curly"),
         ("magpie.system=a=b", "a=b"),
@@ -166,6 +168,7 @@ def test_set_reaches_a_stage_without_settings(folder: Path) -> None:
         ("magpie.rwos=3", "--set 'magpie.rwos=3': there is no setting 'magpie.rwos'; did you mean 'rows'"),
         ("magpie.rows=few", "--set 'magpie.rows=few': magpie.rows cannot be 'few'"),
         ("name=../x", "--set 'name=../x': name cannot be"),
+        ("magpie.language=no", "--set 'magpie.language=no': magpie.language cannot be 'no'"),
     ],
 )
 def test_wrong_set(folder: Path, setting: str, match: str) -> None:
@@ -254,12 +257,35 @@ def test_settings_that_cannot_be_resumed(folder: Path) -> None:
     run()
     shutil.rmtree("runs/small/split")
     shutil.rmtree("runs/small/report")
-    with pytest.raises(ResumeRefused, match="seed: 0 -> 5"):
+    with pytest.raises(ResumeRefused, match="seed: 0 -> 5") as caught:
         run("magpie.seed=5")
+    assert "--overwrite" in caught.value.fix
     _, said = run("magpie.seed=5", overwrite=True)
     assert "magpie: the earlier result is now runs/small/.aside/magpie-1" in said
     assert verify("runs/small/.aside/magpie-1").manifest["config"]["seed"] == 0
     assert verify("runs/small/magpie").manifest["config"]["seed"] == 5
+
+
+def test_a_refusal_comes_before_any_work(folder: Path) -> None:
+    run()
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/small/magpie").rglob("*")}
+    step = _recipe_run.plan(recipe.load("r.yaml", sets=["magpie.seed=5"]))[0]
+    assert step.is_blocked
+    assert isinstance(step.refusal, ResumeRefused)
+    with pytest.raises(ResumeRefused, match="seed: 0 -> 5"):
+        run("magpie.seed=5")
+    after = {path: path.stat().st_mtime_ns for path in Path("runs/small/magpie").rglob("*")}
+    assert after == before
+    assert not _recipe_run.plan(recipe.load("r.yaml", sets=["magpie.rows=20"]))[0].is_blocked
+
+
+def test_a_killed_run_is_not_continued_with_other_settings(folder: Path) -> None:
+    run()
+    for name in ("manifest.json", "README.md"):
+        Path("runs/small/magpie", name).unlink()
+    shutil.rmtree("runs/small/magpie/data")
+    assert not _recipe_run.plan(recipe.load("r.yaml"))[0].is_blocked
+    assert _recipe_run.plan(recipe.load("r.yaml", sets=["magpie.seed=5"]))[0].is_blocked
 
 
 def test_a_limit_that_was_not_reached_changes_nothing(folder: Path) -> None:
@@ -267,17 +293,26 @@ def test_a_limit_that_was_not_reached_changes_nothing(folder: Path) -> None:
     assert planned("magpie.limit_tokens=100000") == NOTHING
 
 
-def test_a_stage_stopped_at_its_budget(folder: Path) -> None:
-    limited = "magpie.limit_tokens=450"
-    loaded = recipe.load("r.yaml", sets=[limited, "magpie.rows=40"])
+def test_a_budget_stops_the_recipe_and_running_it_again_goes_on(folder: Path) -> None:
+    sets = ("magpie.rows=40", "magpie.limit_tokens=450")
+    loaded = recipe.load("r.yaml", sets=sets)
     done = _recipe_run.run(loaded)
-    assert [item.stopped for item in done] == ["limit_tokens", None, None]
-    done = _recipe_run.run(loaded)
-    assert (done[0].reasons, done[0].stopped) == ((), "limit_tokens")
-    more = ("magpie.limit_tokens=100000", "magpie.rows=40")
-    assert planned(*more)["magpie"] == ("limit_tokens changed: 450 -> 100000",)
-    run(*more, overwrite=True)
-    assert Artifact.open("runs/small/magpie").counts["rows"] == 40
+    assert [(item.name, item.stopped) for item in done] == [("magpie", "limit_tokens")]
+    assert not Path("runs/small/split").exists()
+    begun = Artifact.open("runs/small/magpie").counts["rows"]
+    assert planned(*sets) == ALL_NEW | {"magpie": ("it stopped at limit_tokens",)}
+    while done[-1].stopped:
+        done = _recipe_run.run(loaded)
+        assert done[0].reasons == ("it stopped at limit_tokens",)
+    assert begun < Artifact.open("runs/small/magpie").counts["rows"] == 40
+    assert [item.name for item in done] == ["magpie", "split", "report"]
+    assert planned(*sets) == planned("magpie.rows=40") == NOTHING
+
+
+def test_a_stopped_stage_drags_along_what_was_made_of_its_rows(folder: Path) -> None:
+    run()
+    _recipe_run.run(recipe.load("r.yaml", sets=["magpie.rows=40", "magpie.limit_tokens=450"]), overwrite=True)
+    assert planned("magpie.rows=40")["split"] == ("magpie has a new result",)
 
 
 def test_an_interrupted_stage_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +375,7 @@ def test_a_failed_stage_is_begun_again(folder: Path) -> None:
 
 def test_changed_code_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
-    sha256 = stages.code_sha256
+    sha256 = _code.code_sha256
     split_code = stages.BY_NAME["split"].code
     monkeypatch.setattr(_recipe_run, "code_sha256", lambda code: "0" if code == split_code else sha256(code))
     assert planned() == {"magpie": (), "split": ("its code changed",), "report": ("split runs first",)}
@@ -348,7 +383,7 @@ def test_changed_code_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_stable_stages_do_not_drag_others_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
-    sha256 = stages.code_sha256
+    sha256 = _code.code_sha256
     magpie_code = stages.BY_NAME["magpie"].code
     monkeypatch.setattr(_recipe_run, "code_sha256", lambda code: "0" if code == magpie_code else sha256(code))
     assert planned() == {"magpie": ("its code changed",), "split": (), "report": ()}

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ojak import stages
+from ojak import _code, stages
+from ojak._code import PACKAGE, code_sha256
 from ojak.artifact import Artifact, publish, verify
 from ojak.errors import TargetExists, UsageError
 from ojak.model import hub
 from ojak.records import Conversation, Message
-from ojak.stages import BY_NAME, PACKAGE, STAGES, Job, PullSettings, Stage, code_sha256
+from ojak.stages import BY_NAME, STAGES, Job, PullSettings, Stage
 
 
 def each(stage: Stage) -> str:
@@ -46,7 +47,7 @@ def test_the_digest_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "part").mkdir()
     (tmp_path / "part/a.py").write_text("1", "utf-8")
     (tmp_path / "one.py").write_text("1", "utf-8")
-    monkeypatch.setattr(stages, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_code, "PACKAGE", tmp_path)
 
     def digest() -> str:
         code_sha256.cache_clear()

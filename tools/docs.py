@@ -27,6 +27,8 @@ PARTS = (
     "rules", "judge", "model", "engines", "corpus", "synthesize", "augment", "curate", "train", "merge",
     "evaluate", "export", "report", "web",
 )  # fmt: skip
+# What a reader comes for first, in the folders that hold it.
+HEARTS = {"model": ("decoder", "generate"), "synthesize": ("magpie",)}
 FOLDERS = {
     "recipes": "YAML, each says in its first lines how it differs from the one it grew from",
     "tests": "mirrors ojak; attacks on its inputs, faults, parity with transformers and llama.cpp",
@@ -59,10 +61,11 @@ def tree() -> str:
     """The package and its neighbours, a line each, with the first sentence of each docstring."""
     names = {path.stem: path for path in (ROOT / "ojak").iterdir() if _is_part(path)}
     listed = [name for name in PARTS if name in names]
-    rows = [
-        (_label(names[name]), _summary(names[name])) for name in [*listed, *sorted(names.keys() - set(PARTS))]
-    ]
-    rows = [("ojak/", ""), *((f"  {label}", what) for label, what in rows)]
+    rows = [("ojak/", "")]
+    for name in [*listed, *sorted(names.keys() - set(PARTS))]:
+        rows.append((f"  {_label(names[name])}", _summary(names[name])))
+        hearts = [names[name] / f"{heart}.py" for heart in HEARTS.get(name, ())]
+        rows += [(f"    {_label(heart)}", _summary(heart)) for heart in hearts]
     rows += [(f"{name}/", what) for name, what in FOLDERS.items() if (ROOT / name).is_dir()]
     return "```\n" + "".join(f"{label:<17}{what}".rstrip() + "\n" for label, what in rows) + "```\n"
 

@@ -130,8 +130,13 @@ def cache() -> Check:
 
     folder = home()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
-    if not os.access(existing, os.W_OK):
-        return Check("cache", FAILED, f"{folder} cannot be written to", "set OJAK_HOME to another folder")
+    try:
+        tempfile.TemporaryFile(
+            dir=existing
+        ).close()  # a look at permissions says too little: root may, /proc may not
+    except OSError as error:
+        found = f"{folder} cannot be used: {error.strerror}"
+        return Check("cache", FAILED, found, "set OJAK_HOME to a folder that can be written to")
     return Check("cache", OK, str(folder))
 
 

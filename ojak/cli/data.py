@@ -10,28 +10,46 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ojak.cli.terminal import one_line, say, visible, write, write_json, write_pages
-from ojak.cli.words import Json
+from ojak.cli.words import Json, place
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an artifact.")]
+Folder = Annotated[Path, typer.Argument(parser=place, metavar="DIR", help="The folder of an artifact.")]
 
 
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Check every hash and every count of an artifact.
 
-    Exit 0 only if all of them hold, 7 if one does not.
+    Exit 0 only if all of them hold, 7 if one does not. Files beside the artifact (a ledger, notes) are left
+    unread. Of a run that was stopped it says what is still to be done; its data are whole as far as they go, so
+    that this is no error.
     """
     from ojak.artifact import verify as verify_artifact
 
     artifact = verify_artifact(folder)
     counts = artifact.counts
+    stopped, pending = artifact.stats.get("stopped"), artifact.stats.get("pending")
     if as_json:
-        write_json({"out": str(folder), "kind": artifact.kind, "files": len(artifact.files), **counts})
+        found = {"out": str(folder), "kind": artifact.kind, "files": len(artifact.files), **counts}
+        write_json({**found, "stopped": stopped, "pending": pending})
     else:
         rejected = sum(counts["rejected"].values())
         write(
             f"{folder}: sound ({artifact.kind}, {len(artifact.files)} files, {counts['rows']} rows = "
             f"{counts['accepted']} kept + {rejected} rejected + {counts['failed']} failed)"
         )
+        if stopped:
+            write(
+                f"not finished: it stopped at {one_line(stopped)}; the data are whole as far as they go,"
+                f" {one_line(pending)} rows are pending; {_resume(folder)}"
+            )
+
+
+def _resume(folder: Path) -> str:
+    """How to go on with a run in `folder`, which may be a stage of a recipe."""
+    from ojak._recipe_run import RECORD
+
+    if (folder / RECORD).exists():
+        return "go on with `ojak run` and the recipe it was begun with"
+    return f"go on with `ojak synthesize magpie --out {folder}` and the settings it was begun with"
 
 
 def show(
@@ -84,7 +102,7 @@ def _indented(text: str) -> str:
 def export_data(
     folder: Folder,
     fmt: Annotated[Literal["messages", "sharegpt", "alpaca", "parquet"], typer.Option("--format")],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="The new file.")],
+    out: Annotated[Path, typer.Option(parser=place, metavar="PATH", help="The new file.")],
     split: Annotated[str | None, typer.Option(help="Only this split, such as train.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from ojak.errors import OjakError, ResourceExhausted, Stopped, is_disk_full
+from ojak.errors import OjakError, ResourceExhausted, Stopped, UsageError, is_disk_full
 
 VERBS = ("models", "synthesize", "verify", "show", "export-data", "run", "report", "doctor")
 OUT_OF_MEMORY = (
@@ -38,19 +38,27 @@ class Group(TyperGroup):
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    """Turn SIGTERM into Stopped, so that files are closed and locks are freed on the way out."""
+    """Turn SIGTERM into Stopped and Ctrl-C into KeyboardInterrupt: files are closed, locks freed on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _stop)}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     raise Stopped(number, "stopped by SIGTERM", fix="run the same command again to go on")
+
+
+def by_ctrl_c() -> Stopped:
+    """The error for a KeyboardInterrupt."""
+    return Stopped(signal.SIGINT, "stopped by Ctrl-C", fix="run the same command again to go on")
 
 
 @contextmanager
@@ -65,7 +73,7 @@ def ended() -> Iterator[None]:
         _close_stdout()
         raise typer.Exit(128 + signal.SIGPIPE) from error
     except KeyboardInterrupt as error:
-        stopped = Stopped(signal.SIGINT, "stopped by Ctrl-C", fix="run the same command again to go on")
+        stopped = by_ctrl_c()
         _tell(stopped)
         raise typer.Exit(stopped.exit_code) from error
     except (typer.Exit, typer.Abort, TyperException):
@@ -78,12 +86,21 @@ def ended() -> Iterator[None]:
 
 def _translated(error: Exception) -> OjakError:
     """The error for a person, for one that ojak did not raise on purpose."""
+    from ojak._files import is_refused
+    from ojak.model.files import home
+
     first = (str(error).strip() or "no message").splitlines()[0][:500]
     if isinstance(error, OSError) and is_disk_full(error):
         return ResourceExhausted("no space left", why=first, fix="make room and run the same command again")
     if type(error).__name__ in OUT_OF_MEMORY:
         return ResourceExhausted(
             "out of memory", why=first, fix="close other programs, or use a smaller model"
+        )
+    if isinstance(error, OSError) and is_refused(error, home()):
+        return UsageError(
+            f"the cache {home()} cannot be used",
+            why=first,
+            fix="set OJAK_HOME to a folder that can be written to",
         )
     if isinstance(error, OSError):
         return OjakError(f"the system refused: {first}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from ojak.cli.terminal import console, is_live, one_line, say
 
@@ -13,22 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
+    from ojak._progress import Progress as State
+
 LINE_EVERY_S = 5.0
 DRAW_EVERY_S = 0.2
 TOP_REASONS = 5
-
-
-class State(Protocol):
-    """What is shown. Tokens and rows are counts, `tokens_per_s` tokens a second, `eta_s` seconds or None."""
-
-    rows_done: int
-    rows_total: int
-    completion_tokens: int
-    tokens_per_s: float
-    accepted: int
-    rejected: Any
-    eta_s: float | None
-    phase: str
 
 
 class Progress:

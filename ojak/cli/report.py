@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from ojak.cli.terminal import write, write_json
-from ojak.cli.words import Json
+from ojak.cli.words import Json, place
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or of one artifact.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for index.html.")],
+    run: Annotated[
+        Path, typer.Argument(parser=place, metavar="RUN", help="The folder of a run, or of one artifact.")
+    ],
+    out: Annotated[Path, typer.Option(parser=place, metavar="DIR", help="The folder for index.html.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from ojak.cli.terminal import say, write, write_json
-from ojak.cli.words import AcceptLicense, Json
+from ojak.cli.words import AcceptLicense, Json, place
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")],
+    recipe: Annotated[Path, typer.Argument(parser=place, metavar="RECIPE", help="A recipe's YAML file.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The run's folder. Default: runs/ and the recipe's name."),
+        typer.Option(
+            parser=place, metavar="DIR", help="The run's folder. Default: runs/ and the recipe's name."
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting. Repeatable.")
@@ -24,7 +26,9 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move results aside that must be made anew.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which stages would run, and why.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which stages would run, and why, or what is in their way.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the stages of a recipe in order.
@@ -33,7 +37,7 @@ def run(
 
     Example: ojak run recipes/quickstart.yaml --set magpie.rows=64
     """
-    from ojak.cli.work import plan_recipe, run_recipe
+    from ojak.cli.work import check_plan, plan_recipe, run_recipe
 
     if dry_run:
         steps = plan_recipe(recipe, out, sets or [])
@@ -41,11 +45,12 @@ def run(
             write_json({"stages": [step.to_dict() for step in steps]})
         else:
             write("\n".join(step.line() for step in steps))
+        check_plan(steps, overwrite)
         return
     result = run_recipe(recipe, out, sets or [], tuple(accept_license or ()), overwrite)
     if as_json:
         write_json(result.to_dict())
-    else:
-        say(f"everything is in {result.out}")
+    elif not result.signal:
+        say(f"{'what is done' if result.waiting else 'everything'} is in {result.out}")
         write(result.page or result.out)
     result.check()

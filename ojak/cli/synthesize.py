@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ojak.cli.terminal import say, write, write_json
-from ojak.cli.words import AcceptLicense, Json
+from ojak.cli.words import AcceptLicense, Json, place
 
 app = typer.Typer(help="Make conversations from an aligned model.", no_args_is_help=True)
 
@@ -22,10 +22,13 @@ def group() -> None:
 def magpie(
     model: Annotated[str, typer.Option(metavar="NAME|PATH", help="The model: a known name, or its file or folder.")],
     rows: Annotated[int, typer.Option(min=1, help="Instructions to sample; rules drop some of them.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the run; run again, it goes on there.")],
+    out: Annotated[
+        Path, typer.Option(parser=place, metavar="DIR", help="The folder of the run; run again, it goes on there.")
+    ],
     seed: Annotated[int, typer.Option(help="The same seed gives the same rows.")] = 0,
     system: Annotated[
-        str | None, typer.Option(metavar="TEXT|@math|@code|@translation", help="A system turn, or a domain.")
+        str | None,
+        typer.Option(metavar="TEXT|@math|@code|@translation", help="A system turn or a domain; empty: none."),
     ] = None,
     language: Annotated[str | None, typer.Option(metavar="XX", help="The language to ask in, such as de.")] = None,
     grid: Annotated[
@@ -63,7 +66,7 @@ def magpie(
     result = run_magpie(config)
     if as_json:
         write_json(result.facts)
-    else:
+    elif not result.signal:
         say(result.sentence())
         write(out)
     result.check()

@@ -21,10 +21,13 @@ def prepare_streams() -> None:
 
 
 def visible(text: object) -> str:
-    """`text` with control characters, bidirectional overrides and the like as signs; line ends and tabs stay."""
+    """`text` with all that shows nothing, or acts on a terminal or on the order of its text, as signs.
+
+    Line ends and tabs stay.
+    """
     from ojak.report.text import plain
 
-    return plain(text)
+    return plain(text, keep="")
 
 
 def one_line(text: object, length: int = 200) -> str:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def place(text: str) -> Path:
+    """A path from the command line; an empty one, such as a shell variable without a value, is refused.
+
+    `Path` would take it for the current folder.
+    """
+    if not text:
+        raise typer.BadParameter("an empty path; the current folder is '.'")
+    return Path(text)
+
 
 AcceptLicense = Annotated[
     list[str] | None,

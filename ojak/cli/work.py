@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ojak.cli.exits import by_ctrl_c
 from ojak.cli.progress import Progress, top_reasons
 from ojak.cli.terminal import say
-from ojak.errors import PartialResult, UsageError
+from ojak.errors import PartialResult, Stopped, UsageError
 
 if TYPE_CHECKING:
     from ojak._recipe_run import Done, Step
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a Magpie run gave: the object of `--json`."""
+    """What a Magpie run gave: the object of `--json`, and the signal that ended it."""
 
     facts: dict[str, Any]
+    signal: Stopped | None = None
 
     def sentence(self) -> str:
         facts = self.facts
@@ -33,7 +35,9 @@ class Result:
         )
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped the run."""
+        """Raise PartialResult if a budget stopped the run, Stopped if a signal did."""
+        if self.signal:
+            raise self.signal
         stopped = self.facts.get("stopped")
         if stopped:
             raise PartialResult(
@@ -44,20 +48,17 @@ class Result:
 
 def magpie_config(**flags: Any) -> MagpieConfig:
     """The settings that the flags give; raises UsageError that names the flag."""
-    from pydantic import ValidationError
-
-    from ojak.recipe import explain
+    from ojak._settings import WrongSettings, dotted, explain
     from ojak.synthesize.config import MagpieConfig
 
     try:
-        return MagpieConfig.model_validate(flags)
-    except ValidationError as error:
-        lines = [explain(item, _flag(item["loc"]), list(flags)) for item in error.errors()]
+        return MagpieConfig(**flags)
+    except WrongSettings as error:
+        lines = [
+            explain(item, "--" + dotted(item["loc"]).replace("_", "-"), list(flags))
+            for item in error.problems
+        ]
         raise UsageError("\n".join(lines), fix="see `ojak synthesize magpie --help`") from error
-
-
-def _flag(place: Sequence[int | str]) -> str:
-    return "--" + ".".join(map(str, place)).replace("_", "-")
 
 
 def magpie_plan(config: MagpieConfig) -> Plan:
@@ -71,9 +72,17 @@ def run_magpie(config: MagpieConfig) -> Result:
     """Run it, the progress shown on stderr."""
     from ojak.synthesize.run import summary, synthesize_magpie
 
-    with Progress() as progress:
-        artifact = synthesize_magpie(config, progress=progress, notify=say)
+    try:
+        with Progress() as progress:
+            artifact = synthesize_magpie(config, progress=progress, notify=say)
+    except (Stopped, KeyboardInterrupt) as error:
+        signal = _stopped(error)
+        return Result({"out": str(config.out), **signal.facts, "stopped": "signal"}, signal)
     return Result({**summary(artifact), "stopped": artifact.stats.get("stopped")})
+
+
+def _stopped(error: BaseException) -> Stopped:
+    return error if isinstance(error, Stopped) else by_ctrl_c()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,8 @@ class RecipeResult:
     name: str
     out: Path
     done: list[Done]
+    waiting: tuple[str, ...] = ()  # stages after the one that stopped
+    signal: Stopped | None = None
 
     @property
     def page(self) -> str | None:
@@ -92,14 +103,20 @@ class RecipeResult:
 
     def to_dict(self) -> dict[str, Any]:
         stages = [item.to_dict() for item in self.done]
-        return {"recipe": self.name, "out": str(self.out), "report": self.page, "stages": stages}
+        stopped = "signal" if self.signal else self.done[-1].stopped if self.done else None
+        found = {"recipe": self.name, "out": str(self.out), "report": self.page, "stopped": stopped}
+        return {**found, "stages": stages}
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped a stage."""
-        stopped = [f"{item.name} stopped at {item.stopped}" for item in self.done if item.stopped]
-        if stopped:
+        """Raise PartialResult if a budget stopped a stage (the last one that ran), Stopped if a signal did."""
+        if self.signal:
+            raise self.signal
+        last = self.done[-1] if self.done else None
+        if last and last.stopped:
             raise PartialResult(
-                "; ".join(stopped), fix="raise that limit, for example with --set, and run it again to go on"
+                f"{last.name} stopped at {last.stopped}",
+                why=f"not run after it: {', '.join(self.waiting)}" if self.waiting else "",
+                fix="run the same command again to go on; --set may give it a larger budget",
             )
 
 
@@ -110,16 +127,34 @@ def run_recipe(
     from ojak import _recipe_run, recipe
 
     loaded = recipe.load(path, out=out, sets=sets)
+    done: list[Done] = []
+    signal: Stopped | None = None
     with Progress() as progress:
 
         def notify(line: str) -> None:
             progress.stop()
             say(line)
 
-        done = _recipe_run.run(
-            loaded, overwrite=overwrite, accept_license=accept_license, notify=notify, progress=progress
-        )
-    return RecipeResult(loaded.name, loaded.out, done)
+        try:
+            _recipe_run.run(
+                loaded,
+                overwrite=overwrite,
+                accept_license=accept_license,
+                notify=notify,
+                progress=progress,
+                told=done.append,
+            )
+        except (Stopped, KeyboardInterrupt) as error:
+            signal = _stopped(error)
+    waiting = tuple(item.stage.name for item in loaded.chosen[len(done) :])
+    return RecipeResult(loaded.name, loaded.out, done, waiting, signal)
+
+
+def check_plan(steps: Sequence[Step], overwrite: bool) -> None:
+    """Raise what the run would raise before any work."""
+    from ojak._recipe_run import refuse_blocked
+
+    refuse_blocked(list(steps), overwrite)
 
 
 def plan_recipe(path: Path, out: Path | None, sets: Sequence[str]) -> list[Step]:

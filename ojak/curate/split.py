@@ -12,16 +12,15 @@ import heapq
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ojak._settings import Settings
 from ojak.artifact import Artifact, publish
 from ojak.errors import InputRefused, UsageError
 
 
-class SplitConfig(BaseModel):
+class SplitConfig(Settings):
     """How to split: `test` is a share of the rows if it is below 1, a number of rows otherwise."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     test: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     seed: int = 0

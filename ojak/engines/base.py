@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @property
     def drawn_tokens(self) -> int:
-        """Tokens drawn so far, those of requests in flight too; for showing progress."""
+        """Tokens drawn so far, those of requests in flight too: for budgets and for showing progress."""
         ...
 
     def count_tokens(self, text: str) -> int: ...
@@ -52,7 +52,8 @@ class Engine(Protocol):
     def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
         """Completions in the order in which they finish.
 
-        `requests` may yield None: nothing is ready now, ask again after another completion. `longest` is the most
+        `requests` may yield None: nothing is ready now, ask again after another step. An error that it raises ends the
+        work, rows in flight included, and passes through. `longest` is the most
         tokens that prompt and completion of one request take together.
         """
         ...

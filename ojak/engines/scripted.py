@@ -113,11 +113,12 @@ class ScriptedEngine:
         words = self._answer(request).split(" ")
         cut = len(words) >= request.max_tokens
         kept = words[: request.max_tokens]
-        self.drawn_tokens += len(kept)
+        token_ids = tuple(range(1, len(kept) + (0 if cut else 1) + 1))
+        self.drawn_tokens += len(token_ids)
         return Completion(
             request=request,
             text=" ".join(kept),
-            token_ids=tuple(range(1, len(kept) + (0 if cut else 1) + 1)),
+            token_ids=token_ids,
             finish_reason="length" if cut else "stop",
             prompt_tokens=self.count_tokens(str(request.prompt)),
         )

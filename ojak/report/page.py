@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from ojak._files import disk_errors
 from ojak.artifact import Artifact, write_atomic
 from ojak.errors import TargetExists
 from ojak.records import Conversation, Rejected
@@ -48,12 +49,10 @@ def write_report(paths: Sequence[Path] | Path, out: Path, *, replace: bool = Fal
     `paths` hold no artifact, UsageError for several Magpie runs, ResourceExhausted on a full disk.
     """
     page = out / FILE_NAME
-    if page.exists() and not replace:
-        raise TargetExists(
-            f"{page} is there already", fix="name another folder, or ask for it to be replaced"
-        )
+    with disk_errors(page):
+        if page.exists() and not replace:
+            raise TargetExists(f"{page} is there already", fix="name another folder, or pass --overwrite")
     html = render(sources.find_artifacts(paths))
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(page, html.encode())
     return page
 

@@ -5,6 +5,7 @@ Generated text is hostile: nothing here returns markup but `visible`, which esca
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import unicodedata
@@ -13,12 +14,14 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-# Control characters but tab and newline; bidirectional controls; characters that show nothing or break a line by
-# surprise; tags; halves of surrogate pairs. ZWJ and ZWNJ stay: emoji, Persian and Indic text need them.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+_UNUSUAL = re.compile(r"[^\t\n -~]")
+# Control and format characters, halves of surrogate pairs, private use, unassigned; line ends by surprise.
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Letters and marks that show nothing: fillers, selectors of variants (but those that emoji use), the blank of Braille.
+_HIDDEN_OTHERS = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]"
 )
+JOINERS = "\u200c\u200d"  # emoji, Persian and Indic text need them
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([\w+#.-]{0,20})[^`\n]*$")
 MAX_SHOWN_CHARS = 12_000
 MAX_BOXES = 50
@@ -37,9 +40,21 @@ def _picture(char: str) -> str:
     return "\u2421" if code == 0x7F else f"U+{code:04X}"
 
 
-def plain(text: object) -> str:
-    """`text` with hidden characters replaced by visible ones, for places that hold no markup (titles, attributes)."""
-    return _HIDDEN.sub(lambda match: _picture(match[0]), str(text))
+@functools.lru_cache(maxsize=4096)
+def _is_hidden(char: str) -> bool:
+    return unicodedata.category(char) in _HIDDEN_CATEGORIES or _HIDDEN_OTHERS.match(char) is not None
+
+
+def plain(text: object, *, keep: str = JOINERS) -> str:
+    """`text` with hidden characters but `keep`, tab and line feed replaced by visible ones.
+
+    For places that hold no markup (titles, attributes, a terminal).
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        return _picture(match[0]) if _is_hidden(match[0]) and match[0] not in keep else match[0]
+
+    return _UNUSUAL.sub(shown, str(text))
 
 
 def visible(text: object) -> Markup:
@@ -48,7 +63,8 @@ def visible(text: object) -> Markup:
     After 50 of them the rest goes without boxes (and stays visible): a text of nothing else would swell the page.
     """
     parts, end, source = [], 0, str(text)
-    for match in itertools.islice(_HIDDEN.finditer(source), MAX_BOXES):
+    hidden = (m for m in _UNUSUAL.finditer(source) if _is_hidden(m[0]) and m[0] not in JOINERS)
+    for match in itertools.islice(hidden, MAX_BOXES):
         box = Markup('<span class="hidden-char" title="{}">{}</span>').format(
             _name(match[0]), _picture(match[0])
         )

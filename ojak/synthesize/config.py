@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from ojak._settings import Settings, wrong_value
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
 from ojak.synthesize.systems import system_text
 
-# What does not change a row that is there: a run may be continued with other values of these.
+# What does not change a row that is there: a run may be continued with other values of these, and with more `rows`.
 NOT_SHAPING = {"out", "rows", "limit_tokens", "limit_minutes", "resume", "accept_license"}
 GROWING = {"max_instruction_tokens", "max_response_tokens"}  # rows cut by a smaller cap are asked again
 
 
-class MagpieConfig(BaseModel):
+class MagpieConfig(Settings):
     """Settings of `synthesize_magpie`; `rows` counts sampled instructions, of which rules drop some.
 
-    `system` is a domain ("@math", "@code", "@translation") or a text; `language` a code such as "de". `grid` is a
+    `system` is a domain ("@math", "@code", "@translation") or a text, of which an empty one is none; `language` a code
+    such as "de". `grid` is a
     preset ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules
-    on an instruction's first token. Caps are in tokens.
+    on an instruction's first token. Caps are in tokens. Made with a value out of range, it raises UsageError.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
+    model: str = Field(min_length=1)
     out: Path
     rows: int = Field(ge=1, le=100_000_000)
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
@@ -37,28 +37,43 @@ class MagpieConfig(BaseModel):
     grid: str = "default"
     max_instruction_tokens: int = Field(default=256, ge=1, le=1_000_000)
     max_response_tokens: int = Field(default=512, ge=1, le=1_000_000)
-    response_temperature: float = 0.0
-    response_top_p: float = 1.0
-    response_repetition_penalty: float = 1.0
-    first_temperature: float | None = None
+    response_temperature: float = Field(default=0.0, ge=0, lt=100)
+    response_top_p: float = Field(default=1.0, gt=0, le=1)
+    response_repetition_penalty: float = Field(default=1.0, gt=0, lt=100)
+    first_temperature: float | None = Field(default=None, ge=0, lt=100)
     ban_first: tuple[str, ...] = ()
     limit_tokens: int | None = Field(default=None, ge=1)
     limit_minutes: float | None = Field(default=None, gt=0)
     resume: Literal["if_possible", "always", "never"] = "if_possible"
     accept_license: tuple[str, ...] = ()
 
+    @field_validator("out", mode="before")
+    @classmethod
+    def _out_is_named(cls, out: object) -> object:
+        if out == "":  # for Path it would be the current folder
+            raise ValueError("an empty path; the current folder is '.'")
+        return out
+
     @field_validator("grid")
     @classmethod
     def _grid_reads(cls, grid: str) -> str:
-        parse_grid(grid)
+        with wrong_value():
+            parse_grid(grid)
         return grid
 
-    @model_validator(mode="after")
-    def _settings_make_sense(self) -> Self:
-        """Says so before a model is loaded: UsageError for an unknown domain or language, or sampling out of range."""
-        _ = self.system_text, self.response_sampling
-        Sampling(first_temperature=self.first_temperature)
-        return self
+    @field_validator("system")
+    @classmethod
+    def _domain_is_known(cls, system: str | None) -> str | None:
+        with wrong_value():
+            system_text(system, None)
+        return system if system and not system.isspace() else None
+
+    @field_validator("language")
+    @classmethod
+    def _language_is_known(cls, language: str | None) -> str | None:
+        with wrong_value():
+            system_text(None, language)
+        return language
 
     @property
     def cells(self) -> Grid:

@@ -7,7 +7,6 @@ buys variety and costs quality (Figure 11 there).
 from __future__ import annotations
 
 from ojak.errors import UsageError
-from ojak.model.request import Sampling
 
 Grid = tuple[tuple[float, float], ...]
 
@@ -32,5 +31,9 @@ def parse_grid(text: str) -> Grid:
             fix=f"give a preset ({', '.join(PRESETS)}) or pairs of temperature and top-p, such as 1.0:1.0,1.2:0.99",
         ) from None
     for temperature, top_p in pairs:
-        Sampling(temperature=temperature, top_p=top_p)
+        if not (0 <= temperature < 100 and 0 < top_p <= 1):
+            raise UsageError(
+                f"the grid's pair {temperature:g}:{top_p:g} is out of range",
+                fix="a temperature is at least 0 and below 100, a top-p above 0 and at most 1",
+            )
     return pairs

@@ -14,12 +14,14 @@ same data as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+from ojak._progress import Listener, Progress
 from ojak.chat import ChatPrefix
 from ojak.engines.base import Engine, require
 from ojak.engines.native import row_seed
@@ -55,22 +57,8 @@ class Row:
         return self.reason is not None or self.answered is not None
 
 
-@dataclass
-class Progress:
-    """Where a run stands, for whoever shows it."""
-
-    rows_total: int
-    rows_done: int = 0
-    accepted: int = 0
-    completion_tokens: int = 0
-    tokens_per_s: float = 0.0
-    eta_s: float | None = None
-    phase: str = "sampling"
-    rejected: Counter[str] = field(default_factory=Counter)
-
-
-class Listener(Protocol):
-    def update(self, state: Progress) -> None: ...
+class _Halt(Exception):
+    """Leaves the engine at once, with rows in flight, when it asks for the next request."""
 
 
 class MagpieRun:
@@ -102,14 +90,16 @@ class MagpieRun:
 
     def run(self) -> None:
         """Runs until every row is finished or a budget is spent (`stopped` says which)."""
-        longest = self._longest()
-        for completion in self.engine.generate(self._requests(), longest=longest):
-            self.busy = True
-            self._record(completion)
-            self._judge()
-            self.busy = False
-            if self.stopped:
-                break
+        completions = self.engine.generate(self._requests(), longest=self._longest())
+        self.drawn_before = self.engine.drawn_tokens  # an engine may count anew once it knows the length
+        with contextlib.suppress(_Halt):
+            for completion in completions:
+                self.busy = True
+                self._record(completion)
+                self._judge()
+                self.busy = False
+                if self.stopped:
+                    break
 
     def settle(self) -> None:
         """Adds the time not yet counted to the ledger's totals. After `run`, however it ended."""
@@ -118,8 +108,14 @@ class MagpieRun:
             self.stopped = None
 
     def _requests(self) -> Iterator[Request | None]:
-        """What the engine should do next: responses that are ready first, then instructions, in row order."""
-        while not self.stopped:
+        """What the engine should do next: responses that are ready first, then instructions, in row order.
+
+        An engine asks at every step at which it has room, so that the budget is looked at even while nothing finishes.
+        """
+        while True:
+            self._budget()
+            if self.stopped:
+                raise _Halt
             if self.ready:
                 self.in_flight += 1
                 yield self.ready.popleft()
@@ -284,10 +280,14 @@ class MagpieRun:
     def _budget(self) -> None:
         config = self.config
         minutes = (time.perf_counter() - self.started) / 60
-        if config.limit_tokens is not None and self.new_tokens >= config.limit_tokens:
+        if config.limit_tokens is not None and self._drawn() >= config.limit_tokens:
             self.stopped = "limit_tokens"
         elif config.limit_minutes is not None and minutes >= config.limit_minutes:
             self.stopped = "limit_minutes"
+
+    def _drawn(self) -> int:
+        """Tokens that this run has cost, those of rows in flight too."""
+        return self.engine.drawn_tokens - self.drawn_before
 
     def _tell(self) -> None:
         """Adds the time since the last call to the ledger's totals now and then, and shows the progress."""
@@ -295,7 +295,7 @@ class MagpieRun:
             self._count_time()
         state, seconds = self.progress, max(time.perf_counter() - self.started, 1e-9)
         state.completion_tokens = self.new_tokens
-        state.tokens_per_s = (self.engine.drawn_tokens - self.drawn_before) / seconds
+        state.tokens_per_s = self._drawn() / seconds
         state.phase = "sampling" if self.judged < len(self.rows) else "answering"
         share = state.rows_done / len(self.rows)
         state.eta_s = seconds * (1 - share) / share if share else None

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from ojak.chat import chat_prefix
-from ojak.errors import OjakError, UsageError, VerificationFailed
+from ojak.errors import OjakError, UsageError
+from ojak.ledger import Ledger
 from ojak.model import estimate, hub
 from ojak.model.files import home
 from ojak.synthesize.config import MagpieConfig
-from ojak.synthesize.run import LEDGER, begun_caps, begun_settings, changes, check_folder, finished_artifact
+from ojak.synthesize.folder import (
+    LEDGER,
+    begun_caps,
+    begun_settings,
+    changes,
+    check_folder,
+    finished_artifact,
+)
 
 # Where the folder has no rows yet: SmolLM2-135M-Instruct's, on the default grid; others write longer answers.
 TYPICAL_TOKENS = {"instruction": 60, "response": 250}
@@ -175,36 +179,19 @@ def _known(config: MagpieConfig, out: Path) -> tuple[Known, str]:
 
 
 def _read_ledger(path: Path, config: MagpieConfig) -> Known:
-    """Sums over the ledger, opened read-only. `immutable` keeps SQLite from making files beside one closed cleanly."""
-    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
-    uri = f"{path.resolve().as_uri()}?{mode}"
-    try:
-        with closing(sqlite3.connect(uri, uri=True)) as db:
-            meta = {name: orjson.loads(value) for name, value in db.execute("SELECT name, value FROM meta")}
-            sides = [_side(db, kind, cap, config.rows) for kind, cap in _sides(config)]
-            seconds, tokens = db.execute("SELECT TOTAL(seconds), TOTAL(tokens) FROM runs").fetchone()
-    except (sqlite3.DatabaseError, ValueError) as error:
-        raise VerificationFailed(
-            f"{path} cannot be read", why=str(error), fix="choose another folder"
-        ) from error
+    """Sums over the ledger."""
+    with Ledger(path, read_only=True) as ledger:
+        settings, caps, totals = ledger.get_meta("settings"), ledger.get_meta("caps"), ledger.totals()
+        sides = [ledger.finished(kind, rows=config.rows, max_tokens=cap) for kind, cap in _sides(config)]
     (instructions, mean_asked), (responses, mean_answered) = sides
     return Known(
-        instructions, responses, mean_asked, mean_answered, seconds, int(tokens), path.stat().st_size,
-        meta.get("settings"), meta.get("caps"),
+        instructions, responses, mean_asked, mean_answered, totals.seconds, totals.tokens, path.stat().st_size,
+        settings, caps,
     )  # fmt: skip
 
 
 def _sides(config: MagpieConfig) -> tuple[tuple[str, int], ...]:
     return ("instruction", config.max_instruction_tokens), ("response", config.max_response_tokens)
-
-
-def _side(db: sqlite3.Connection, kind: str, cap: int, rows: int) -> tuple[int, float]:
-    """Finished requests of a kind, without those that a larger cap reopens, and their mean tokens."""
-    return db.execute(
-        'SELECT COUNT(*), COALESCE(AVG(token_count), 0.0) FROM requests WHERE kind = ? AND "row" < ?'
-        " AND NOT (finish_reason = 'length' AND max_tokens < ?)",
-        (kind, rows, cap),
-    ).fetchone()
 
 
 def _verdict(config: MagpieConfig, out: Path, known: Known, files: Files) -> tuple[str, str]:

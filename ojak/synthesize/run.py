@@ -1,13 +1,8 @@
-"""A Magpie run in its folder: resumed or refused, stopped cleanly, published as an artifact.
-
-The folder holds `ledger.sqlite` (every finished request), and once something is done the artifact itself: `data/`,
-`rejected/`, `README.md`, `manifest.json`.
-"""
+"""A Magpie run in its folder (`folder.py`): begun or resumed, stopped cleanly, published as an artifact."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
 import signal
@@ -18,15 +13,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ojak._progress import Listener
 from ojak.artifact import Artifact, TargetLock, publish
 from ojak.chat import chat_prefix
 from ojak.engines.base import Engine
-from ojak.errors import ResumeRefused, Stopped, TargetExists
+from ojak.errors import OjakError, Stopped
 from ojak.ledger import Ledger
-from ojak.synthesize.config import GROWING, MagpieConfig
-from ojak.synthesize.magpie import Listener, MagpieRun
+from ojak.synthesize.config import MagpieConfig
+from ojak.synthesize.folder import (
+    LEDGER,
+    begun_caps,
+    begun_settings,
+    check_folder,
+    compare_settings,
+    finished_artifact,
+    recorded,
+)
+from ojak.synthesize.magpie import MagpieRun
 
-LEDGER = "ledger.sqlite"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -54,8 +58,10 @@ def synthesize_magpie(
             return finished
         begin = time.perf_counter()
         engine = engine or load_engine(config, notify)
-        with Ledger(out / LEDGER) as ledger:
-            _check_settings(config, engine, ledger)
+        with _ledger(out) as ledger:
+            compare_settings(config, engine.identity, ledger)
+            ledger.set_meta("settings", begun_settings(config, engine.identity))
+            ledger.set_meta("caps", begun_caps(config))
             run = MagpieRun(config, engine, ledger, progress)
             with _signals(run) as received:
                 try:
@@ -69,8 +75,21 @@ def synthesize_magpie(
             received[0],
             f"stopped; {artifact.counts['rows']} rows are kept in {out}",
             fix="run it again to go on",
+            facts=summary(artifact),
         )
     return artifact
+
+
+@contextlib.contextmanager
+def _ledger(out: Path) -> Iterator[Ledger]:
+    """The run's ledger; if an error comes before the first request is in it, it goes again."""
+    with Ledger(out / LEDGER) as ledger:
+        try:
+            yield ledger
+        except BaseException:
+            with contextlib.suppress(OjakError):
+                ledger.discard_empty()
+            raise
 
 
 def load_engine(config: MagpieConfig, notify: Callable[[str], None] | None = None) -> Engine:
@@ -87,95 +106,6 @@ def load_engine(config: MagpieConfig, notify: Callable[[str], None] | None = Non
         source.chat_template, source.tokenizer, system=config.system_text
     )  # refuses before weights are read
     return NativeEngine(from_source(source))
-
-
-def check_folder(config: MagpieConfig, out: Path) -> None:
-    """Raises TargetExists or ResumeRefused where `config.resume` and what is in the folder do not go together."""
-    has_run = (out / LEDGER).exists()
-    if has_run and config.resume == "never":
-        raise TargetExists(
-            f"{out} holds a run already",
-            why="--resume never",
-            fix="choose another folder, or allow it to be resumed",
-        )
-    if not has_run and config.resume == "always":
-        raise ResumeRefused(
-            f"{out} holds no run to resume", why="--resume always", fix="check the folder's name"
-        )
-    if not has_run and (out / "manifest.json").exists():
-        raise TargetExists(f"{out} holds another artifact", fix="choose another folder")
-    taken = [name for name in ("data", "rejected", "README.md") if (out / name).exists()]
-    if taken and not has_run:  # said now, not when hours of generation are to be published
-        raise TargetExists(
-            f"{out} holds {', '.join(taken)}", why="it is not ours to replace", fix="choose another folder"
-        )
-
-
-def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
-    """The artifact, if it is there, whole, and what this very configuration makes."""
-    if not (out / "manifest.json").exists():
-        return None
-    artifact = Artifact.open(out)
-    same = artifact.manifest["config"] == _recorded(config) and not artifact.stats.get("stopped")
-    return artifact.verify() if same else None
-
-
-def _recorded(config: MagpieConfig) -> dict[str, Any]:
-    """The configuration as the manifest keeps it: without where it lies and how far one run went."""
-    kept = config.model_dump(
-        mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"}
-    )
-    cells = [list(cell) for cell in config.cells]
-    return kept | {"system_text": config.system_text, "cells": cells, "code_sha256": _code_sha256()}
-
-
-def _code_sha256() -> str:
-    """One hash for the code that judges rows: after a change to it, rows are judged again, from the ledger."""
-    root = Path(__file__).parents[1]
-    files = [
-        root / "similarity.py",
-        Path(__file__).with_name("magpie.py"),
-        *sorted((root / "rules").glob("*.py")),
-    ]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _check_settings(config: MagpieConfig, engine: Engine, ledger: Ledger) -> None:
-    """Compares with the settings that the folder was begun with; records them if it is new."""
-    now, caps = begun_settings(config, engine.identity), begun_caps(config)
-    if ledger.counts():  # a folder in which nothing was done yet takes any settings
-        before, caps_before = ledger.get_meta("settings") or {}, ledger.get_meta("caps") or {}
-        if changed := changes(before, now, caps_before, caps):
-            raise ResumeRefused(
-                f"{config.out} was begun with other settings",
-                why="; ".join(changed),
-                fix="use the settings of before, or another folder",
-            )
-    ledger.set_meta("settings", now)
-    ledger.set_meta("caps", caps)
-
-
-def begun_settings(config: MagpieConfig, identity: dict[str, Any]) -> dict[str, Any]:
-    """What a run remembers of how it was begun: all that shapes a row."""
-    return {**config.shaping(), **{f"engine.{name}": value for name, value in identity.items()}}
-
-
-def begun_caps(config: MagpieConfig) -> dict[str, int]:
-    """The settings that may grow."""
-    return {name: getattr(config, name) for name in (*sorted(GROWING), "rows")}
-
-
-def changes(
-    before: dict[str, Any], now: dict[str, Any], caps_before: dict[str, int], caps: dict[str, int]
-) -> list[str]:
-    """What keeps a run from being continued: each changed setting, each cap that shrank."""
-    changed = [
-        f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)
-    ]
-    shrunk = [
-        f"{k}: {caps_before[k]} -> {caps[k]} (may only grow)" for k in caps_before if caps[k] < caps_before[k]
-    ]
-    return changed + shrunk
 
 
 @contextlib.contextmanager
@@ -232,7 +162,7 @@ def _publish(run: MagpieRun, out: Path, loading_s: float) -> Artifact:
         kind="magpie",
         records=run.accepted(),
         rejected=run.rejected(),
-        config=_recorded(run.config),
+        config=recorded(run.config),
         counts={"failed": sum(row.reason == "failed" for row in run.rows)},
         stats=stats,
         replace=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -132,6 +133,25 @@ def test_two_engines_may_share_a_model() -> None:
         next(first.generate(iter([request]), longest=9)).token_ids
         == next(second.generate(iter([request]), longest=9)).token_ids
     )
+
+
+def test_requests_are_asked_for_at_every_step_with_room_and_may_end_the_work(model: Model) -> None:
+    """What a budget rests on: it can be looked at while nothing finishes, and ends the run with rows in flight."""
+    engine, drawn = NativeEngine(model, slots=2), []
+
+    def asked() -> Iterator[Request | None]:
+        yield Request(prompt=(1, 2, 3), max_tokens=60)
+        while engine.drawn_tokens < 8:
+            drawn.append(engine.drawn_tokens)
+            yield None
+        raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        list(engine.generate(asked(), longest=63))
+    assert {*range(1, 8)} <= {*drawn}
+    assert engine.drawn_tokens == 8
+    (again,) = engine.generate(iter([Request(prompt=(1, 2, 3), max_tokens=6)]), longest=63)
+    assert again.token_ids == greedy(model, [1, 2, 3], 6)
 
 
 def test_a_model_that_has_generated_is_saved_whole(tmp_path: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from magpie_processes import running
 
 from ojak.artifact import Artifact, verify
-from ojak.synthesize.run import LEDGER
+from ojak.synthesize.folder import LEDGER
 from scripted_runs import data, run
 
 ROWS = 60

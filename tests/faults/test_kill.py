@@ -17,7 +17,7 @@ import pytest
 from magpie_processes import running
 
 from ojak.artifact import verify
-from ojak.synthesize.run import LEDGER
+from ojak.synthesize.folder import LEDGER
 from scripted_runs import data, run
 
 ROWS, KILLS = 80, 20

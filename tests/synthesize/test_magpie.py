@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from ojak.engines.native import row_seed
 from ojak.engines.scripted import ScriptedEngine, scripted_text
 from ojak.errors import InputRefused, ResumeRefused, Stopped, TargetExists, UsageError
 from ojak.ledger import Ledger
-from ojak.model.request import Request
+from ojak.model.request import Completion, Request
 from ojak.records import Conversation
 from ojak.synthesize import magpie
-from ojak.synthesize.run import LEDGER, summary, synthesize_magpie
+from ojak.synthesize.folder import LEDGER
+from ojak.synthesize.run import summary, synthesize_magpie
 from ojak.synthesize.systems import DOMAINS, LANGUAGES
 from scripted_runs import MULTI_LINE, SCRIPT, Recorder, answers, config, data, fates, ledger_state, run
 
@@ -380,6 +382,39 @@ def test_a_budget_of_minutes_stops(
     assert data(run(tmp_path, ROWS)) == whole
 
 
+class Endless(Recorder):
+    """Steps and draws a token at each, and finishes nothing."""
+
+    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
+        self.drawn_tokens = 0  # as an engine does that is made ready for another length
+        return self._steps(requests)
+
+    def _steps(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
+        for _ in range(1000):
+            next(requests)
+            self.drawn_tokens += 1
+        raise AssertionError("nothing stopped it")
+        yield
+
+
+def test_a_token_budget_counts_rows_in_flight(tmp_path: Path) -> None:
+    engine = Endless()
+    engine.drawn_tokens = 900
+    artifact = run(tmp_path, 8, engine=engine, limit_tokens=50)
+    assert (artifact.stats["stopped"], artifact.stats["pending"]) == ("limit_tokens", 8)
+    assert engine.drawn_tokens == 50
+
+
+def test_the_clock_is_looked_at_while_nothing_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(magpie.time, "perf_counter", lambda: float(next(clock)))
+    engine = Endless()
+    assert run(tmp_path, 8, engine=engine, limit_minutes=1).stats["stopped"] == "limit_minutes"
+    assert engine.drawn_tokens <= 60
+
+
 def test_a_budget_that_lasts_to_the_last_row_has_stopped_nothing(tmp_path: Path) -> None:
     tokens = run(tmp_path / "a", 8).stats["completion_tokens"]
     artifact = run(tmp_path / "b", 8, limit_tokens=tokens)
@@ -450,7 +485,19 @@ def test_an_engine_that_takes_no_raw_prompt_is_refused(tmp_path: Path) -> None:
     engine = Recorder()
     engine.capabilities = Capabilities(seed=True)
     with pytest.raises(UsageError, match="raw_prompt"):
-        run(tmp_path, 8, engine=engine)
+        run(tmp_path / "new", 8, engine=engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(InputRefused, match="no chat template"):
+        run(tmp_path, 8, engine=WithoutTemplate())
+    assert {path.name for path in tmp_path.iterdir()} <= {"notes.txt", ".lock"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputRefused, match="no chat template"):
+        run(tmp_path / "empty", 8, engine=WithoutTemplate())
+    assert (tmp_path / "empty").is_dir()
 
 
 def test_the_probe_refuses_a_model_that_writes_fragments(tmp_path: Path) -> None:

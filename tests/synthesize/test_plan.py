@@ -17,8 +17,8 @@ from ojak.model import estimate, hub
 from ojak.model.request import Request
 from ojak.synthesize import plan as planning
 from ojak.synthesize.config import MagpieConfig
+from ojak.synthesize.folder import LEDGER
 from ojak.synthesize.plan import plan
-from ojak.synthesize.run import LEDGER
 from scripted_runs import Recorder, answers, config, run
 
 LLAMA = {
@@ -157,7 +157,7 @@ def test_a_damaged_ledger_is_told(tmp_path: Path) -> None:
     (tmp_path / LEDGER).write_bytes(b"not a database, but long enough to look like one" * 100)
     found = plan(config(tmp_path, 8))
     assert found.verdict == "refused"
-    assert "cannot be read" in found.why
+    assert "damaged" in found.why
 
 
 def test_the_plan_is_plain_json_and_lines(tmp_path: Path) -> None:

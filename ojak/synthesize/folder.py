@@ -1,0 +1,114 @@
+"""What lies in the folder of a Magpie run, and whether a run may go on with it. No model is needed to say so.
+
+The folder holds `ledger.sqlite` (every finished request), and once something is done the artifact itself: `data/`,
+`rejected/`, `README.md`, `manifest.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ojak._code import code_sha256
+from ojak._files import disk_errors
+from ojak.artifact import Artifact
+from ojak.errors import ResumeRefused, TargetExists
+from ojak.ledger import Ledger
+from ojak.synthesize.config import GROWING, MagpieConfig
+
+LEDGER = "ledger.sqlite"
+JUDGES = ("similarity.py", "synthesize/magpie.py", "rules")  # after a change to these, rows are judged again
+
+
+def check_folder(config: MagpieConfig, out: Path) -> None:
+    """Raises TargetExists or ResumeRefused where `config.resume` and what is in the folder do not go together."""
+    with disk_errors(out):
+        has_run = (out / LEDGER).exists()
+    if has_run and config.resume == "never":
+        raise TargetExists(
+            f"{out} holds a run already",
+            why="--resume never",
+            fix="choose another folder, or allow it to be resumed",
+        )
+    if not has_run and config.resume == "always":
+        raise ResumeRefused(
+            f"{out} holds no run to resume", why="--resume always", fix="check the folder's name"
+        )
+    if not has_run and (out / "manifest.json").exists():
+        raise TargetExists(f"{out} holds another artifact", fix="choose another folder")
+    taken = [name for name in ("data", "rejected", "README.md") if (out / name).exists()]
+    if taken and not has_run:  # said now, not when hours of generation are to be published
+        raise TargetExists(
+            f"{out} holds {', '.join(taken)}", why="it is not ours to replace", fix="choose another folder"
+        )
+
+
+def check_resumable(config: MagpieConfig) -> None:
+    """Raises, before a model is looked at and without writing, what a run would raise for what its folder holds.
+
+    Only whether a model's files changed under the same name is left for the run to find.
+    """
+    out = Path(config.out)
+    check_folder(config, out)
+    if finished_artifact(config, out) or not (out / LEDGER).exists():
+        return
+    with Ledger(out / LEDGER, read_only=True) as ledger:
+        begun = ledger.get_meta("settings") or {}
+        identity = {
+            name.removeprefix("engine."): value for name, value in begun.items() if name.startswith("engine.")
+        }
+        compare_settings(config, identity, ledger)
+
+
+def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
+    """The artifact, if it is there, whole, and what this very configuration makes."""
+    if not (out / "manifest.json").exists():
+        return None
+    artifact = Artifact.open(out)
+    same = artifact.manifest["config"] == recorded(config) and not artifact.stats.get("stopped")
+    return artifact.verify() if same else None
+
+
+def recorded(config: MagpieConfig) -> dict[str, Any]:
+    """The configuration as the manifest keeps it: without where it lies and how far one run went."""
+    kept = config.model_dump(
+        mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"}
+    )
+    cells = [list(cell) for cell in config.cells]
+    return kept | {"system_text": config.system_text, "cells": cells, "code_sha256": code_sha256(JUDGES)}
+
+
+def compare_settings(config: MagpieConfig, identity: dict[str, Any], ledger: Ledger) -> None:
+    """Raises ResumeRefused where the folder was begun with other settings than these, or another engine."""
+    if not ledger.counts():  # a folder in which nothing was done yet takes any settings
+        return
+    before, caps_before = ledger.get_meta("settings") or {}, ledger.get_meta("caps") or {}
+    if changed := changes(before, begun_settings(config, identity), caps_before, begun_caps(config)):
+        raise ResumeRefused(
+            f"{config.out} was begun with other settings",
+            why="; ".join(changed),
+            fix="use the settings of before, or another folder",
+        )
+
+
+def begun_settings(config: MagpieConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    """What a run remembers of how it was begun: all that shapes a row."""
+    return {**config.shaping(), **{f"engine.{name}": value for name, value in identity.items()}}
+
+
+def begun_caps(config: MagpieConfig) -> dict[str, int]:
+    """The settings that may grow."""
+    return {name: getattr(config, name) for name in (*sorted(GROWING), "rows")}
+
+
+def changes(
+    before: dict[str, Any], now: dict[str, Any], caps_before: dict[str, int], caps: dict[str, int]
+) -> list[str]:
+    """What keeps a run from being continued: each changed setting, each cap that shrank."""
+    changed = [
+        f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)
+    ]
+    shrunk = [
+        f"{k}: {caps_before[k]} -> {caps[k]} (may only grow)" for k in caps_before if caps[k] < caps_before[k]
+    ]
+    return changed + shrunk
