@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ojak.chat import ChatPrefix
 from ojak.errors import UsageError
-from ojak.model.request import Completion, Request
+from ojak.model.request import Completion, Prompt, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A continuation to be read, not written: how probable is each of its tokens after the prompt?"""
+
+    prompt: Prompt
+    continuation: Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do. A stage that needs more is refused before any work (`require`)."""
+    """What an engine can do. A stage that needs more is refused before any work (`require`).
+
+    raw_prompt: continues a text as it is, without a template of its own. scores: gives the probabilities of texts that
+    it is shown (`score`); logprobs: those of the tokens it drew.
+    """
 
     raw_prompt: bool = False
     seed: bool = False
     stop_ids: bool = False
     logprobs: bool = False
+    scores: bool = False
 
 
 class Engine(Protocol):
@@ -55,6 +68,13 @@ class Engine(Protocol):
         `requests` may yield None: nothing is ready now, ask again after another step. An error that it raises ends the
         work, rows in flight included, and passes through. `longest` is the most
         tokens that prompt and completion of one request take together.
+        """
+        ...
+
+    def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
+        """The natural log-probability of each token of each continuation, in the order of `texts`.
+
+        Only of engines with the capability `scores`.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ojak.chat import ChatPrefix, chat_prefix, encode_prompt
-from ojak.engines.base import Capabilities
+from ojak.engines.base import Capabilities, Scored
 from ojak.errors import ResourceExhausted, UsageError
 from ojak.model.cache import CacheShape, entry_bytes
 from ojak.model.fuse import fuse, weight_bytes
@@ -18,6 +18,7 @@ from ojak.model.generate import KEPT_TOKENS, LADDER, Generator
 from ojak.model.load import Model
 from ojak.model.memory import available_bytes, keep_freed_memory, peak_rss_bytes
 from ojak.model.request import Completion, Prompt, Request, Sampling
+from ojak.model.score import score
 
 MOST_SLOTS = {"cpu": 256, "cuda": 512}
 MOST_LANES = 4
@@ -43,7 +44,7 @@ class MemoryPlan:
 class NativeEngine:
     """Runs a loaded model. `slots`: rows decoded at once; by default as many as memory and hardware make worthwhile."""
 
-    capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, logprobs=True)
+    capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, logprobs=True, scores=True)
 
     def __init__(self, model: Model, *, slots: int | None = None) -> None:
         self.model, self.slots = model, slots
@@ -86,6 +87,22 @@ class NativeEngine:
         if self.generator is None or self.generator.shape.capacity < longest:
             self.generator = self._prepare(longest)
         return self.generator.run(requests)
+
+    def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
+        """Raises UsageError for a text longer than the model was made for."""
+        return score(self.model.decoder, map(self._ids, texts))
+
+    def _ids(self, text: Scored) -> tuple[list[int], list[int]]:
+        tokenizer, prompt, continuation = self.model.tokenizer, text.prompt, text.continuation
+        before = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt
+        after = tokenizer.encode(continuation) if isinstance(continuation, str) else continuation
+        most = self.model.config.max_position_embeddings
+        if not before or len(before) + len(after) > most:
+            raise UsageError(
+                f"a text of {len(before)} + {len(after)} tokens cannot be scored",
+                why=f"{self.model.name} reads 1 to {most} tokens, and at least one stands before the scored ones",
+            )
+        return list(before), list(after)
 
     def provenance(self) -> dict[str, Any]:
         return {"license": self.model.license, "quantization": self.model.quantization}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ojak.chat import ChatPrefix
-from ojak.engines.base import Capabilities
+from ojak.engines.base import Capabilities, Scored
 from ojak.errors import OjakError, UsageError
 from ojak.model.request import Completion, Request
 
@@ -49,7 +49,7 @@ class ScriptedEngine:
     prompt and seed.
     """
 
-    capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True)
+    capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, scores=True)
 
     def __init__(
         self, answers: Answer | Iterable[str] | None = None, *, slots: int = 8, shuffle_seed: int = 0
@@ -101,6 +101,12 @@ class ScriptedEngine:
             if not flight:
                 return
             yield self._complete(flight.pop(self._order.randrange(len(flight))))
+
+    def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
+        """Words that the prompt has are likelier than those that it has not."""
+        for text in texts:
+            known = set(str(text.prompt).split())
+            yield tuple(-1.0 if word in known else -3.0 for word in str(text.continuation).split())
 
     def provenance(self) -> dict[str, Any]:
         return {"license": None, "quantization": None}

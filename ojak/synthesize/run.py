@@ -15,8 +15,8 @@ from typing import Any
 
 from ojak._progress import Listener
 from ojak.artifact import Artifact, TargetLock, publish
-from ojak.chat import chat_prefix
 from ojak.engines.base import Engine
+from ojak.engines.open import EngineSpec, open_engine
 from ojak.errors import OjakError, Stopped
 from ojak.ledger import Ledger
 from ojak.synthesize.config import MagpieConfig
@@ -94,18 +94,8 @@ def _ledger(out: Path) -> Iterator[Ledger]:
 
 def load_engine(config: MagpieConfig, notify: Callable[[str], None] | None = None) -> Engine:
     """The engine for `config.model`: the scripted one by its name, otherwise the model in the embedded one."""
-    if config.model == "scripted":
-        from ojak.engines.scripted import ScriptedEngine
-
-        return ScriptedEngine()
-    from ojak.engines.native import NativeEngine
-    from ojak.model.load import from_source, read_source
-
-    source = read_source(config.model, accept_license=config.accept_license, notify=notify)
-    chat_prefix(
-        source.chat_template, source.tokenizer, system=config.system_text
-    )  # refuses before weights are read
-    return NativeEngine(from_source(source))
+    spec = EngineSpec(model=config.model, accept_license=config.accept_license)
+    return open_engine(spec, system=config.system_text, notify=notify)
 
 
 @contextlib.contextmanager
