@@ -212,6 +212,12 @@ class Lane:
             raise InputRefused(
                 "a prompt without a single token", fix="give at least one token, such as the BOS"
             )
+        if max(ids) >= self.decoder.config.vocab_size:
+            raise InputRefused(
+                "a prompt holds a token that the model does not have",
+                why=f"its id is {max(ids)}; the model has {self.decoder.config.vocab_size} tokens",
+                fix="leave the special token out of the prompt, or use the tokenizer that was made for this model",
+            )
         span = self._shared(request, ids)
         own = len(ids) - (span[1] - span[0])
         if own + request.max_tokens > self.shape.capacity:

@@ -93,6 +93,7 @@ def from_source(
         raise UsageError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype] if isinstance(dtype, str) else dtype or default_dtype(where)
     config = config_from_hf(source.config)
+    _check_vocabulary(source, config.vocab_size)
     return Model(
         name=source.name,
         config=config,
@@ -130,6 +131,25 @@ def read_source(
     source = checkpoint.read(path) if path.is_dir() else gguf.read(path)
     known = str(name_or_path) in hub.KNOWN
     return replace(source, name=str(name_or_path)) if known else source
+
+
+def _check_vocabulary(source: Source, rows: int) -> None:
+    """Refuses a tokenizer that gives ids for which the model has no weights; more rows than tokens are normal.
+
+    A special token beyond the rows is harmless where neither the template nor an end of text uses it: text-only Gemma 3
+    models come with the image token of their larger siblings. A prompt that spells it out is refused when it is asked.
+    """
+    tokenizer = source.tokenizer
+    needed = {*source.stop_ids, tokenizer.bos_id if tokenizer.adds_bos else None}
+    template = source.chat_template or ""
+    beyond = tokenizer.beyond(rows)
+    for i, text in beyond.items():
+        if i in needed or text not in tokenizer.special_tokens or text in template:
+            raise InputRefused(
+                f"the tokenizer of {source.name} does not fit the model",
+                why=f"the model has {rows} tokens; the tokenizer has {len(beyond)} beyond, such as {text[:80]!r} ({i})",
+                fix="use the tokenizer that was made for this model, or save the model with its embeddings resized",
+            )
 
 
 def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Decoder:
