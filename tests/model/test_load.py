@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ojak.engines.native import engine_of, generate
 from ojak.errors import InputRefused, OjakError, ResourceExhausted, TargetExists, UsageError
-from ojak.model import load
+from ojak.model import hub, load
 from ojak.model.load import default_dtype, from_source, load_model, read_source
 from ojak.model.request import Request
 
@@ -211,3 +211,20 @@ def test_an_end_token_that_the_vocabulary_lacks_is_refused(folder: Path) -> None
     edit_json(folder / "tokenizer_config.json", eos_token="<|no-such-end|>")
     with pytest.raises(InputRefused, match=r"(?s)lacks its own end token.*no-such-end.*fix"):
         load_model(folder, device="cpu")
+
+
+def test_an_embedding_model_is_refused_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_given: object, **_options: object) -> Path:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(hub, "pull", fetched)
+    with pytest.raises(
+        UsageError, match=r"(?s)embedding model.*smollm2-135m-instruct, gemma-3-270m"
+    ) as refused:
+        load_model("all-minilm-l6-v2")
+    assert "minilm" not in refused.value.fix
+    monkeypatch.chdir(tmp_path)
+    tiny.model("llama").save("all-minilm-l6-v2")
+    assert load_model("all-minilm-l6-v2", device="cpu").config.vocab_size == tiny.VOCAB
