@@ -38,7 +38,7 @@ from ojak.model.decoder import Decoder
 from ojak.model.invariance import Invariance, check_invariance
 from ojak.model.kept import Kept, KeptContexts
 from ojak.model.request import Completion, Request
-from ojak.model.sampling import draw, token_logprobs, uniform
+from ojak.model.sampling import BROKEN, draw, token_logprobs, uniform
 from ojak.model.tokenizer import Tokenizer
 
 FED_BY_STEPS = 8  # so few prompt tokens go through the decode steps: a tile of its own would cost more
@@ -46,6 +46,7 @@ LEAST_REUSED = 4  # tokens of kept context from which on copying it pays
 KEPT_TOKENS = 64  # tokens of contexts kept for reuse, for each slot
 MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
 LADDER = (1, 2, 4, 8, 16, 24, *range(32, 128, 16), *range(128, 256, 32), 256, 320, 384, 512)
+NOT_FINITE = "after {} tokens the model gave no finite numbers to draw from"
 EncodePrompt = Callable[[str], Sequence[int]]
 
 
@@ -212,6 +213,12 @@ class Lane:
             raise InputRefused(
                 "a prompt without a single token", fix="give at least one token, such as the BOS"
             )
+        if max(ids) >= self.decoder.config.vocab_size:
+            raise InputRefused(
+                "a prompt holds a token that the model does not have",
+                why=f"its id is {max(ids)}; the model has {self.decoder.config.vocab_size} tokens",
+                fix="leave the special token out of the prompt, or use the tokenizer that was made for this model",
+            )
         span = self._shared(request, ids)
         own = len(ids) - (span[1] - span[0])
         if own + request.max_tokens > self.shape.capacity:
@@ -353,6 +360,10 @@ class Lane:
         finished = []
         for n, (index, token) in enumerate(zip(drawing, drawn.tolist(), strict=True)):
             slot = slots[n]
+            if token == BROKEN:
+                finished.append(self._complete(slot, "failed"))
+                self._wipe(index)
+                continue
             reason = self._take(slot, token, logprobs[n] if logprobs else 0.0)
             if reason:
                 finished.append(self._complete(slot, reason))
@@ -382,6 +393,12 @@ class Lane:
             slot.tail = slot.tail[-max(len(stop.encode()) for stop in request.stop_strings) :]
         return "length" if len(slot.written) >= request.max_tokens else None
 
+    def _wipe(self, index: int) -> None:
+        """Frees a broken row's slot. NaNs left in it would reach the next row: what is masked is multiplied by 0."""
+        for kept in (*self.cache.k, *self.cache.v):
+            kept[index] = 0
+        self.slots[index] = None
+
     def _complete(self, slot: Slot, reason: str) -> Completion:
         request, ids = slot.request, slot.written
         ended_by_id = reason == "stop" and ids[-1] in request.stop_ids
@@ -394,6 +411,7 @@ class Lane:
             finish_reason=reason,
             prompt_tokens=len(slot.prompt),
             logprobs=tuple(slot.logprobs) if request.logprobs else None,
+            error=NOT_FINITE.format(len(ids)) if reason == "failed" else None,
         )
 
 
