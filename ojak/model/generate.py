@@ -16,7 +16,8 @@ and one length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -45,6 +46,7 @@ FED_BY_STEPS = 8  # so few prompt tokens go through the decode steps: a tile of 
 LEAST_REUSED = 4  # tokens of kept context from which on copying it pays
 KEPT_TOKENS = 64  # tokens of contexts kept for reuse, for each slot
 MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
+FAR_FEWER = 2 * MOST_AHEAD  # from this difference on, rows in flight change their lane
 LADDER = (1, 2, 4, 8, 16, 24, *range(32, 128, 16), *range(128, 256, 32), 256, 320, 384, 512)
 NOT_FINITE = "after {} tokens the model gave no finite numbers to draw from"
 EncodePrompt = Callable[[str], Sequence[int]]
@@ -67,6 +69,15 @@ class Slot:
         False  # whether its prompt goes through the decode steps: never decided by what shares a tile
     )
     seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
+
+
+@dataclass
+class Carried:
+    """A row on its way to another lane: its slot, the ids of its prefix, the keys and values of its own tokens."""
+
+    slot: Slot
+    prefix: tuple[int, ...]
+    entries: list[tuple[Tensor, Tensor]]
 
 
 class Generator:
@@ -124,6 +135,7 @@ class Generator:
             while True:
                 idle = [lane for lane in self.lanes if lane not in working.values()]
                 more = more and self._refill(idle, requests)
+                self._level(idle)
                 working |= {self.pool.submit(lane.advance): lane for lane in idle if lane.busy}
                 if not working and more:
                     raise OjakError("the generator waits for requests that wait for the generator")
@@ -149,6 +161,15 @@ class Generator:
             lane.admit(request)
         return True
 
+    def _level(self, idle: list[Lane]) -> None:
+        """Lets idle lanes give rows to a lane that has far fewer: when requests run out, no core is left alone."""
+        for lane in (lane for lane in idle if not lane.waiting):
+            emptiest = min(self.lanes, key=lambda other: other.busy)
+            for _ in range((lane.busy - emptiest.busy) // 2 if lane.busy - emptiest.busy > FAR_FEWER else 0):
+                if not (carried := lane.release(emptiest.prefixes)):
+                    break
+                emptiest.adopt(carried)
+
     def _emptiest(self, idle: list[Lane]) -> Lane | None:
         """The idle lane to fill next; None if all are full, or far ahead of lanes that are at work."""
         least = min(lane.busy for lane in self.lanes)
@@ -173,6 +194,7 @@ class Lane:
         self.cache = SlotCache(decoder.config, shape, parameter.dtype, self.device)
         self.slots: list[Slot | None] = [None] * shape.slots
         self.waiting: list[Request] = []
+        self.arriving: deque[Carried] = deque()
         self.prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
         self.kept = kept  # shared by all lanes
         self.sizes, self.found = [shape.slots], Invariance()
@@ -181,16 +203,33 @@ class Lane:
     @property
     def busy(self) -> int:
         """Rows in flight and requests that will be at the next step."""
-        return sum(slot is not None for slot in self.slots) + len(self.waiting)
+        return sum(slot is not None for slot in self.slots) + len(self.waiting) + len(self.arriving)
 
     def admit(self, request: Request) -> None:
         """Takes a request for a free slot; it enters at the next `advance`."""
         self.waiting.append(request)
 
+    def release(self, prefixes: Container[tuple[int, ...]]) -> Carried | None:
+        """Takes the last row out of this idle lane, for one that has these prefixes; None if it cannot be carried."""
+        index = max(i for i, slot in enumerate(self.slots) if slot)
+        slot = self.slots[index]
+        assert slot is not None
+        prefix = self._prefix_of(slot)
+        entries = self.cache.copy_out(index, slot.own) if not prefix or prefix in prefixes else None
+        if entries is None:
+            return None
+        self.slots[index] = None
+        return Carried(slot, prefix, entries)
+
+    def adopt(self, carried: Carried) -> None:
+        """Takes over a row; it enters at the next `advance`. This lane may be at work meanwhile."""
+        self.arriving.append(carried)
+
     def clear(self) -> None:
         """Drops all rows in flight."""
         self.slots = [None] * self.shape.slots
         self.waiting = []
+        self.arriving.clear()
 
     @torch.inference_mode()
     def advance(self) -> list[Completion]:
@@ -201,9 +240,16 @@ class Lane:
             slot = self.slots[index] = self._enter(request)
             self._reuse(index, slot)
         self.waiting = []
+        while self.arriving:
+            self._settle(next(free), self.arriving.popleft())
         if self.found.tiled:
             self._prefill()
         return self._step()
+
+    def _settle(self, index: int, carried: Carried) -> None:
+        slot = self.slots[index] = carried.slot
+        slot.span = self.prefixes[carried.prefix] if carried.prefix else (0, 0)
+        self.cache.copy_in(index, carried.entries, slot.own)
 
     # -- refill -----------------------------------------------------------------------------------------------------
 

@@ -249,6 +249,36 @@ def test_slots_are_refilled_at_once() -> None:
     assert done[0].request.tag != 0, "a short row is handed out before a long one ends"
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_rows_in_flight_move_to_a_lane_that_runs_dry_and_keep_their_text(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_module, "FAR_FEWER", 1)
+    carried: list[Any] = []
+    adopt = generate_module.Lane.adopt
+    monkeypatch.setattr(
+        generate_module.Lane, "adopt", lambda lane, row: (carried.append(row), adopt(lane, row))[1]
+    )
+    prefix = tuple(range(2, 11))
+    lengths = [2, 60, 2, 60, 2, 60, 2, 60]  # every other row ends at once: one of the lanes runs dry
+    wanted = [
+        request(
+            (*prefix, 20 + i, 30),
+            lengths[i],
+            shared_prefix=prefix,
+            tag=i,
+            seed=i,
+            sampling=Sampling(temperature=1.0),
+        )
+        for i in range(8)
+    ]
+    alone_ = texts(generator(FLOATS[name], lanes=1, slots=8), wanted)
+    assert not carried
+    assert texts(generator(FLOATS[name], lanes=2, slots=4), wanted) == alone_
+    assert carried
+    assert any(row.slot.own for row in carried)
+
+
 def test_requests_may_come_later() -> None:
     """None: ask again after another completion. The second row's request depends on the first row's answer."""
     answers: list[Completion] = []
