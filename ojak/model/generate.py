@@ -33,6 +33,7 @@ from ojak.model.cache import (
     PrefillAttend,
     PrefixAttend,
     SlotCache,
+    padded_length,
 )
 from ojak.model.decoder import Decoder
 from ojak.model.invariance import Invariance, check_invariance
@@ -196,18 +197,19 @@ class Lane:
     def advance(self) -> list[Completion]:
         """Refills, prefills and makes one step. Returns what finished."""
         free = (i for i, slot in enumerate(self.slots) if slot is None)
-        for request in self.waiting:
+        while self.waiting and (slot := self._enter(self.waiting[0])):
             index = next(free)
-            slot = self.slots[index] = self._enter(request)
+            self.slots[index] = slot
             self._reuse(index, slot)
-        self.waiting = []
+            del self.waiting[0]
         if self.found.tiled:
             self._prefill()
         return self._step()
 
     # -- refill -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, request: Request) -> Slot:
+    def _enter(self, request: Request) -> Slot | None:
+        """The request's row; None while its prefix has no room beside those of the rows in flight."""
         ids = self._ids(request.prompt)
         if not ids:
             raise InputRefused(
@@ -220,6 +222,8 @@ class Lane:
                 fix="leave the special token out of the prompt, or use the tokenizer that was made for this model",
             )
         span = self._shared(request, ids)
+        if span is None:
+            return None
         own = len(ids) - (span[1] - span[0])
         if own + request.max_tokens > self.shape.capacity:
             raise InputRefused(
@@ -233,19 +237,40 @@ class Lane:
     def _ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         return list(self.encode(prompt) if isinstance(prompt, str) else prompt)
 
-    def _shared(self, request: Request, ids: list[int]) -> tuple[int, int]:
-        """Where the pool holds the request's shared prefix, computing it if new. The last prompt token stays out."""
-        if request.shared_prefix is None:
+    def _shared(self, request: Request, ids: list[int]) -> tuple[int, int] | None:
+        """Where the pool holds the request's shared prefix, computing it if new; None if it has to wait for room.
+
+        Whether a row has one depends on its request alone, never on what the pool holds. The last prompt token stays
+        out.
+        """
+        if request.shared_prefix is None or not self.found.shares:
             return (0, 0)
         prefix = self._ids(request.shared_prefix)
         key = tuple(prefix[: len(prefix) - 1])
-        if not key or common_length(prefix, ids) < len(key) or len(ids) <= len(key):
+        fits = padded_length(len(key)) <= self.shape.prefix_capacity
+        if not key or not fits or common_length(prefix, ids) < len(key) or len(ids) <= len(key):
             return (0, 0)
         if key not in self.prefixes:
-            if self.cache.prefix_used + len(key) > self.shape.prefix_capacity:
-                return (0, 0)
+            if not self._make_room(padded_length(len(key))):
+                return None
             self.prefixes[key] = self._compute_prefix(key)
         return self.prefixes[key]
+
+    def _make_room(self, wanted: int) -> bool:
+        """Whether so many more entries fit the pool, if need be in place of prefixes that no row in flight uses."""
+        room = self.shape.prefix_capacity
+        if self.cache.prefix_used + wanted <= room:
+            return True
+        in_use = {slot.span for slot in self.slots if slot}
+        kept = {ids: span for ids, span in self.prefixes.items() if span in in_use}
+        if sum(padded_length(end - begin) for begin, end in kept.values()) + wanted > room:
+            return False
+        moved = dict(zip(kept.values(), self.cache.keep_prefixes(list(kept.values())), strict=True))
+        self.prefixes = {ids: moved[span] for ids, span in kept.items()}
+        for slot in self.slots:
+            if slot:
+                slot.span = moved.get(slot.span, slot.span)
+        return True
 
     def _compute_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
         attend = PrefixAttend(self.cache, len(ids))

@@ -23,6 +23,7 @@ from ojak.model.cache import (
     SlotCache,
 )
 from ojak.model.decoder import Attend, Decoder, Layer, rope_cos_sin
+from ojak.model.sharing import PIECE, sharing_agrees
 
 FILLED = 20  # cache entries that the probe's rows look back on
 LONGER = 8 * LENGTH_STEP  # a masked cache of this length must give what a short one gives
@@ -35,12 +36,14 @@ EVIDENCE = (
 class Invariance:
     """`sizes`: the smaller batch sizes that change nothing. `tiled`: neither do prefill tiles and longer caches.
 
+    `shares`: the pool of shared prefixes may be used, since a row's bits do not depend on what else lies in it.
     `reusable`: a token's keys and values are the same whether it was fed as part of a prompt or drawn and fed alone.
     """
 
     sizes: frozenset[int] = frozenset()
     tiled: bool = False
     reusable: bool = False
+    shares: bool = False
 
 
 @torch.inference_mode()
@@ -48,7 +51,7 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
     """Runs the first layer of each kind and the output layer on random rows, in each shape, and compares the bits."""
     slots = cache.shape.slots
     smaller = [size for size in sizes if LEAST_COLUMNS <= size < slots]
-    same, tiled, reusable = set(smaller), True, True
+    same, tiled, reusable, shares = set(smaller), True, True, True
     for layer in {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values():
         probe = _Probe(decoder, cache, layer)
         full = probe.decode(slots, FILLED + 1)
@@ -61,8 +64,10 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
         reusable &= (
             tiled and probe.decode_agrees_with_prefill() and probe.products_agree(slots, PREFILL_TOKENS)
         )
+        cache.fit(probe.filled + PIECE, only=layer)
+        shares &= sharing_agrees(cache, layer, probe.filled, same if tiled else ())
     cache.empty()
-    return Invariance(frozenset(same if tiled else ()), tiled, reusable)
+    return Invariance(frozenset(same if tiled else ()), tiled, reusable, shares)
 
 
 class _Probe:
