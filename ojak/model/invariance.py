@@ -6,7 +6,7 @@ longer masked cache or a prefill tile only where that leaves each row's result b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +52,9 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
     slots = cache.shape.slots
     smaller = [size for size in sizes if LEAST_COLUMNS <= size < slots]
     same, tiled, reusable, shares = set(smaller), True, True, True
-    for layer in {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values():
-        probe = _Probe(decoder, cache, layer)
+    layers = {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values()
+    for probe in [_Probe(decoder, cache, layer) for layer in layers]:
+        layer = probe.layer
         full = probe.decode(slots, FILLED + 1)
         same = {size for size in same if torch.equal(full[:size], probe.decode(size, FILLED + 1))}
         same = {size for size in same if probe.products_agree(size, slots)}
@@ -66,6 +67,8 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
         )
         cache.fit(probe.filled + PIECE, only=layer)
         shares &= sharing_agrees(cache, layer, probe.filled, same if tiled else ())
+    if tiled and same:  # once, not for each kind of layer: of a large vocabulary it costs the most
+        same = probe.logits_agree(same)
     cache.empty()
     return Invariance(frozenset(same if tiled else ()), tiled, reusable, shares)
 
@@ -131,8 +134,13 @@ class _Probe:
         self.cache.fit(attended, only=self.layer)
         own = torch.full((rows,), self.filled, device=self.x_ND.device)
         attend = DecodeAttend(self.cache, own, torch.zeros(rows, 2, dtype=torch.int64, device=own.device))
-        x_ND = self._run(self.x_ND[:rows], [self.filled] * rows, attend)
-        return torch.cat([x_ND, self.decoder.logits(self.decoder.model.norm(x_ND))], -1)
+        return self._run(self.x_ND[:rows], [self.filled] * rows, attend)
+
+    def logits_agree(self, sizes: Iterable[int]) -> set[int]:
+        """The sizes at which the output layer gives each row what it gives in the whole batch."""
+        x_ND = self.decoder.model.norm(self.x_ND[: self.cache.shape.slots])
+        full = self.decoder.logits(x_ND)
+        return {size for size in sizes if torch.equal(full[:size], self.decoder.logits(x_ND[:size]))}
 
     def prefill_agrees(self) -> bool:
         """A piece of a prompt: in a tile of its own, in a small one, behind another row's tokens, and cut in two."""

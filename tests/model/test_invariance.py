@@ -81,6 +81,25 @@ def test_output_layers_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 8 not in found_with(tiny.decoder("llama")).sizes
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_large_output_layer_is_probed_once_at_each_size(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small model with a large vocabulary it costs far more than all the rest."""
+    large = 1 << 16
+    counted: list[int] = []
+
+    def rule(rows: int) -> float:
+        counted.append(rows)
+        return 1e-6 * (rows == 8)
+
+    patch(monkeypatch, rule, lambda weight: weight.shape[0] == large)
+    found = found_with(tiny.decoder(family, vocab_size=large))
+    assert found.tiled
+    assert found.sizes == {4}
+    assert sorted(counted) == [4, 8, 16]
+
+
 def test_a_seldom_seen_bit_behind_a_residual_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16 one output in thousands shows another order of sums; a single row of a small layer hides it."""
     plain: Linear = F.linear
