@@ -175,6 +175,7 @@ class Lane:
         self.slots: list[Slot | None] = [None] * shape.slots
         self.waiting: list[Request] = []
         self.prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.unsound: set[tuple[int, ...]] = set()  # prefixes whose keys or values are not all numbers
         self.kept = kept  # shared by all lanes
         self.sizes, self.found = [shape.slots], Invariance()
         self.steps = self.drawn = 0
@@ -247,14 +248,26 @@ class Lane:
             return (0, 0)
         prefix = self._ids(request.shared_prefix)
         key = tuple(prefix[: len(prefix) - 1])
-        fits = padded_length(len(key)) <= self.shape.prefix_capacity
+        fits = padded_length(len(key)) <= self.shape.prefix_capacity and key not in self.unsound
         if not key or not fits or common_length(prefix, ids) < len(key) or len(ids) <= len(key):
             return (0, 0)
         if key not in self.prefixes:
             if not self._make_room(padded_length(len(key))):
                 return None
             self.prefixes[key] = self._compute_prefix(key)
+            if not self._is_sound(
+                self.prefixes[key]
+            ):  # its own rows alone are to fail of it: they go without
+                del self.prefixes[key]
+                self.unsound.add(key)
+                self._close_up(self.prefixes)
+                return (0, 0)
         return self.prefixes[key]
+
+    def _is_sound(self, span: tuple[int, int]) -> bool:
+        """Whether a prefix in the pool is all numbers: a NaN, though masked, would reach every row of the lane."""
+        pools = (*self.cache.prefix_k, *self.cache.prefix_v)
+        return all(bool(pool[:, span[0] : span[1]].isfinite().all()) for pool in pools)
 
     def _make_room(self, wanted: int) -> bool:
         """Whether so many more entries fit the pool, if need be in place of prefixes that no row in flight uses."""
@@ -265,12 +278,16 @@ class Lane:
         kept = {ids: span for ids, span in self.prefixes.items() if span in in_use}
         if sum(padded_length(end - begin) for begin, end in kept.values()) + wanted > room:
             return False
+        self._close_up(kept)
+        return True
+
+    def _close_up(self, kept: dict[tuple[int, ...], tuple[int, int]]) -> None:
+        """Leaves these prefixes alone in the pool, and tells the rows in flight where theirs lie now."""
         moved = dict(zip(kept.values(), self.cache.keep_prefixes(list(kept.values())), strict=True))
         self.prefixes = {ids: moved[span] for ids, span in kept.items()}
         for slot in self.slots:
             if slot:
                 slot.span = moved.get(slot.span, slot.span)
-        return True
 
     def _compute_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
         attend = PrefixAttend(self.cache, len(ids))
