@@ -83,3 +83,14 @@ def test_early_failures_do_not_condemn_rows_at_work() -> None:
     found = run(poisoned(), requests, 2)
     assert len(found) == len(requests)
     assert found[0].error is None
+
+
+def test_a_broken_prefix_breaks_its_own_rows_alone() -> None:
+    """Masked entries are multiplied by 0, which makes a NaN of a NaN: the pool must not hold one."""
+    head = (POISON, *range(40, 60))
+    requests = [
+        asked(n, (*head, n + 100, 3), shared_prefix=(*head, 1)) if n % 2 else asked(n, (n + 100, 3))
+        for n in range(8)
+    ]
+    found = run(poisoned(), requests, 8)
+    assert {tag for tag, done in found.items() if done.error} == {1, 3, 5, 7}

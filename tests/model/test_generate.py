@@ -181,8 +181,8 @@ def test_a_shared_prefix_changes_nothing_but_is_computed_once(family: str) -> No
     ]
     made = generator(FLOATS[family])
     calls: list[tuple[int, ...]] = []
-    compute = made.lanes[0]._compute_prefix
-    made.lanes[0]._compute_prefix = lambda ids: (calls.append(ids), compute(ids))[1]
+    compute = made.lanes[0].prefixes._compute
+    made.lanes[0].prefixes._compute = lambda ids: (calls.append(ids), compute(ids))[1]
     found = texts(made, asked)
     assert calls == [PREFIXES[1]]
     for one in asked:
@@ -200,6 +200,35 @@ def test_a_prefix_that_the_prompt_does_not_have_or_that_has_no_room_is_left_alon
     found = texts(generator(decoder), asked)
     for one in asked:
         assert list(found[one.tag]) == greedy_without_cache(decoder, list(one.prompt), 8)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_full_pool_takes_no_rows_prefix_away(name: str) -> None:
+    """More prefixes than there is room for: those that nobody uses give way, a row waits for its own."""
+    heads = [tuple(range(n, n + 20 + n)) for n in range(9)]
+    asked = [
+        request(
+            (*heads[n % 9], n, 7), 6 + n % 5, shared_prefix=(*heads[n % 9], n), tag=n, seed=n, logprobs=True
+        )
+        for n in range(27)
+    ]
+    made = generator(MODELS[name], prefix_capacity=64)
+    assert made.found.shares
+    spans = []
+    reuse = made.lanes[0]._reuse
+    made.lanes[0]._reuse = lambda index, slot: (
+        spans.append(len(slot.prefix)),
+        reuse(index, slot),
+    )[1]
+    found = {done.request.tag: done for done in made.run(iter(asked))}
+    assert spans == [len(heads[n % 9]) for n in range(27)]
+    assert made.lanes[0].cache.prefix_used <= 64
+    for one in asked:
+        alone = (
+            next(generator(MODELS[name], prefix_capacity=64).run(iter([one]))) if one.tag % 9 == 8 else None
+        )
+        if alone:
+            assert (found[one.tag].token_ids, found[one.tag].logprobs) == (alone.token_ids, alone.logprobs)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
