@@ -7,7 +7,7 @@ wherever they stand, and ties go to the first row in row order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float32]
 
 _BLOCK = 2048  # rows of a block: 16 MB of products
+_STRIP = 64  # rows that are searched together for the tops of columns
 _NOTHING = -3.0  # below every cosine
 FARTHEST = 2.0  # the largest cosine distance
 
@@ -78,9 +79,9 @@ def nearest(matrix: Matrix) -> Neighbors:
     best = np.full(len(matrix), _NOTHING, dtype=np.float32)
     index = np.full(len(matrix), -1, dtype=np.int64)
     for rows, columns, products in _blocks(matrix):
-        _improve(best[rows], index[rows], products, columns.start)
+        _improve(best[rows], index[rows], *_tops(products), columns.start)
         if rows != columns:
-            _improve(best[columns], index[columns], products.T, rows.start)
+            _improve(best[columns], index[columns], *_tops_down(products), rows.start)
     return Neighbors(distances(best), index)
 
 
@@ -91,17 +92,40 @@ def distances(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(np.float32(1) - cosines, np.float32(0), np.float32(FARTHEST))
 
 
-def _improve(best: NDArray[np.float32], index: Rows, products: Matrix, start: int) -> None:
-    """Take over what is nearer in `products` [rows, others], whose others are numbered from `start`.
+def _improve(
+    best: NDArray[np.float32], index: Rows, top: NDArray[np.float32], place: Callable[[Rows], Rows], start: int
+) -> None:
+    """Take over what is nearer: `top` [rows] are a block's largest cosines, `place` tells where some of them stand,
+    counted from `start`. Blocks come in row order, and an equal cosine does not replace an earlier one."""
+    import numpy as np
 
-    Blocks come in row order, and an equal product does not replace an earlier one.
+    better = np.flatnonzero(top > best)
+    best[better] = top[better]
+    index[better] = start + place(better)
+
+
+def _tops(products: Matrix) -> tuple[NDArray[np.float32], Callable[[Rows], Rows]]:
+    """(the largest of each row, a function that gives for some rows the first column that has it)."""
+    return products.max(axis=1), lambda some: products[some].argmax(axis=1)
+
+
+def _tops_down(products: Matrix) -> tuple[NDArray[np.float32], Callable[[Rows], Rows]]:
+    """(the largest of each column, a function that gives for some columns the first row that has it).
+
+    Reading down a column takes ten times as long as along a row, so it is read only in the strip of rows with its top.
     """
     import numpy as np
 
-    top = products.max(axis=1)
-    better = np.flatnonzero(top > best)
-    best[better] = top[better]
-    index[better] = start + products[better].argmax(axis=1)
+    begins = np.arange(0, len(products), _STRIP)
+    strips = np.stack([products[begin : begin + _STRIP].max(axis=0) for begin in begins])
+    top = strips.max(axis=0)
+
+    def place(some: Rows) -> Rows:
+        begin = begins[(strips[:, some] == top[some]).argmax(axis=0)]
+        rows = np.minimum(begin[:, None] + np.arange(_STRIP), len(products) - 1)
+        return begin + products[rows, some[:, None]].argmax(axis=1)
+
+    return top, place
 
 
 def _blocks(matrix: Matrix) -> Iterator[tuple[slice, slice, Matrix]]:
