@@ -204,7 +204,7 @@ def repeat_counts(
 ) -> Rows:
     """[rows]: how many other rows have a cosine of at least `threshold` with each row. Raises UsageError.
 
-    Above `exact_up_to` rows the index is asked for the nearest 64, so that 64 means 64 or more.
+    Above `exact_up_to` rows only those that the index compares are counted.
     """
     _check(matrix, threshold)
     if len(matrix) <= exact_up_to:
@@ -218,7 +218,7 @@ def clusters(
     """[rows]: the first row of each row's cluster. Rows with a cosine of at least `threshold` are in one cluster,
     and so are those that other rows connect (union-find). Raises UsageError.
 
-    Above `exact_up_to` rows each is joined with those of its nearest 64 that the index finds.
+    Above `exact_up_to` rows only pairs that the index compares are joined.
     """
     _check(matrix, threshold)
     if len(matrix) <= exact_up_to:

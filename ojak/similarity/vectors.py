@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 2048  # rows of a block: 16 MB of products
 _STRIP = 64  # rows that are searched together for the tops of columns
-_NOTHING = -3.0  # below every cosine
+NOTHING = -3.0  # below every cosine
 FARTHEST = 2.0  # the largest cosine distance
 
 
@@ -76,7 +76,7 @@ def nearest(matrix: Matrix) -> Neighbors:
     """The nearest other row of each, by comparing all. Ties go to the first row in row order."""
     import numpy as np
 
-    best = np.full(len(matrix), _NOTHING, dtype=np.float32)
+    best = np.full(len(matrix), NOTHING, dtype=np.float32)
     index = np.full(len(matrix), -1, dtype=np.int64)
     for rows, columns, products in _blocks(matrix):
         _improve(best[rows], index[rows], *_tops(products), columns.start)
@@ -131,7 +131,7 @@ def _tops_down(products: Matrix) -> tuple[NDArray[np.float32], Callable[[Rows], 
 def _blocks(matrix: Matrix) -> Iterator[tuple[slice, slice, Matrix]]:
     """(rows, columns, their cosines [rows, columns]) for the blocks on and above the diagonal, in row order.
 
-    A row's cosine with itself is `_NOTHING`. The cosines are overwritten by the next block's.
+    A row's cosine with itself is `NOTHING`. The cosines are overwritten by the next block's.
     """
     import numpy as np
 
@@ -145,7 +145,7 @@ def _blocks(matrix: Matrix) -> Iterator[tuple[slice, slice, Matrix]]:
             columns = slice(left, min(left + size, count))
             np.matmul(upper, _filled(matrix[columns], size, width).T, out=products)
             if left == top:
-                np.fill_diagonal(products, _NOTHING)
+                np.fill_diagonal(products, NOTHING)
             yield rows, columns, products[: rows.stop - top, : columns.stop - left]
 
 
