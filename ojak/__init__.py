@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from ojak.model.request import Completion
     from ojak.records import Conversation, Document, Preference, Rejected
     from ojak.report import write_report
+    from ojak.rules.contamination import Contamination
+    from ojak.rules.privacy import find_personal_data
+    from ojak.rules.secrets import find_secrets
+    from ojak.similarity.embedding import Embedder
+    from ojak.similarity.minhash import near_duplicates
     from ojak.synthesize.config import MagpieConfig
     from ojak.synthesize.run import synthesize_magpie
 
@@ -28,8 +33,10 @@ __all__ = [
     "Artifact",
     "ChatPrefix",
     "Completion",
+    "Contamination",
     "Conversation",
     "Document",
+    "Embedder",
     "MagpieConfig",
     "Model",
     "OjakError",
@@ -39,9 +46,12 @@ __all__ = [
     "__version__",
     "chat_prefix",
     "export",
+    "find_personal_data",
+    "find_secrets",
     "generate",
     "load",
     "load_model",
+    "near_duplicates",
     "publish",
     "read",
     "split",
@@ -65,6 +75,11 @@ _NAMES = {
     "ojak.model.request": ("Completion",),
     "ojak.records": ("Conversation", "Document", "Preference", "Rejected"),
     "ojak.report": ("write_report",),
+    "ojak.rules.contamination": ("Contamination",),
+    "ojak.rules.privacy": ("find_personal_data",),
+    "ojak.rules.secrets": ("find_secrets",),
+    "ojak.similarity.embedding": ("Embedder",),
+    "ojak.similarity.minhash": ("near_duplicates",),
     "ojak.synthesize.config": ("MagpieConfig",),
     "ojak.synthesize.run": ("synthesize_magpie",),
 }

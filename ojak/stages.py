@@ -196,6 +196,9 @@ def report(job: Job) -> Outcome:
     return Outcome({"page": str(write_report(list(job.inputs.values()), job.out))})
 
 
+# What decides, row by row, whether a text repeats an earlier one.
+SIMILARITY = ("similarity/text.py", "similarity/rows.py", "_grams.py")
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="pull",
@@ -213,7 +216,7 @@ STAGES: tuple[Stage, ...] = (
         writes="conversations, and rejected rows with reasons",
         settings=_magpie_settings,
         run=magpie,
-        code=("synthesize", "engines", "model", "rules", "similarity.py", "chat.py"),
+        code=("synthesize", "engines", "model", "rules", *SIMILARITY, "chat.py"),
         own=("out", "resume", "accept_license"),
         limits=("limit_tokens", "limit_minutes"),
         inherits={"model": ("pull", "model")},

@@ -2,7 +2,7 @@
 
 errors, records                              nothing of ours
 _private modules                             those, and each other
-artifact, ledger, chat, similarity, rules    those; formats: artifact, too
+artifact, ledger, chat, similarity, rules    those; formats: artifact, too; similarity: model, whose hub has embedders
 model                                        errors and private modules
 engines                                      model, chat, and what those may
 judge                                        engines, rules, and what those may
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{part: GROUND | {PRIVATE} for part in TEXT},
     PRIVATE: GROUND | {PRIVATE},
     "formats": GROUND | {PRIVATE, "artifact"},
+    "similarity": GROUND | {PRIVATE, "model"},  # an embedder is found as every model is
     "model": {"errors", PRIVATE},
     "engines": GROUND | {PRIVATE, "model", "chat"},
     "judge": GROUND | {PRIVATE, "model", "chat", "engines", "rules"},
@@ -121,6 +122,10 @@ def test_every_part_has_a_place() -> None:
         ("ojak.ledger", "from ojak.errors import UsageError", False),
         ("ojak.ledger", "import ojak.artifact", True),
         ("ojak.formats", "from ojak import artifact", False),
+        ("ojak.similarity.embedding", "from ojak.model import hub", False),
+        ("ojak.similarity.minhash", "from ojak.rules import rule", True),
+        ("ojak.similarity.embedding", "import torch", True),
+        ("ojak.model.hub", "from ojak.similarity import normalize", True),
         ("ojak.rules.rule", "from ojak import artifact", True),
         ("ojak.rules.rule", "from ojak.rules import edits", False),
         ("ojak._recipe_run", "from ojak.stages import STAGES", False),

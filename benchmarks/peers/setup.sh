@@ -11,6 +11,7 @@
 #   bash benchmarks/peers/setup.sh           both
 #   bash benchmarks/peers/setup.sh venv      only the venv
 #   bash benchmarks/peers/setup.sh native    only the compile
+#   bash benchmarks/peers/setup.sh dedup     .peers-dedup: datatrove and datasketch, for benchmarks/curate.py
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 home="${PEERS_HOME:-$(cd "$here/../.." && pwd)}"
@@ -52,6 +53,16 @@ unpack_sources() {
   tar -xzf "$1"/xllamacpp-*.tar.gz -C "$1" --strip-components=1
 }
 
+# The tools that find duplicates, for benchmarks/curate.py.
+make_dedup() {
+  local venv="$home/.peers-dedup" want="$dedup_pins"
+  if same "$venv/pins.txt" "$want"; then say "$venv is up to date"; return; fi
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install -q --disable-pip-version-check $dedup_pins
+  echo "$want" > "$venv/pins.txt"
+  say "$venv is ready"
+}
+
 make_native() {
   local out="$home/.peers-native" cpu want source
   cpu="$(grep -m1 '^flags' /proc/cpuinfo | sha256sum | cut -c1-16)"
@@ -80,5 +91,6 @@ case "${1:-all}" in
   all) make_venv; make_native ;;
   venv) make_venv ;;
   native) make_native ;;
-  *) echo "usage: setup.sh [all|venv|native]" >&2; exit 2 ;;
+  dedup) make_dedup ;;
+  *) echo "usage: setup.sh [all|venv|native|dedup]" >&2; exit 2 ;;
 esac

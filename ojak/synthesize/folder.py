@@ -17,7 +17,8 @@ from ojak.ledger import Ledger
 from ojak.synthesize.config import GROWING, MagpieConfig
 
 LEDGER = "ledger.sqlite"
-JUDGES = ("similarity.py", "synthesize/magpie.py", "rules")  # after a change to these, rows are judged again
+# After a change to these, rows are judged again.
+JUDGES = ("similarity/text.py", "similarity/rows.py", "_grams.py", "synthesize/magpie.py", "rules")
 
 
 def check_folder(config: MagpieConfig, out: Path) -> None:

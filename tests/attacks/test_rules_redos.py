@@ -9,18 +9,22 @@ from types import ModuleType
 
 import pytest
 
-from ojak import rules, similarity
+from ojak import rules
 from ojak.rules import (
     MAGPIE_RULES,
     RESPONSE_RULES,
     Draft,
     check_response,
+    contamination,
     edits,
     is_refusal,
+    privacy,
     rejections,
     rule,
     sanitize,
+    secrets,
 )
+from ojak.similarity import text as similarity_text
 
 MEGABYTE = 1_000_000
 SECONDS = 1.0
@@ -50,7 +54,7 @@ SHAPES = {
 
 
 def _patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
-    for module in (rule, edits, rejections, similarity):
+    for module in (rule, edits, rejections, privacy, secrets, contamination, similarity_text):
         yield from _patterns_of(module)
 
 

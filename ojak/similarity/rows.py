@@ -1,46 +1,25 @@
-"""Exact and near duplicates among texts, decided in row order.
+"""Duplicates found as rows come, one after another, each decided by the rows before it.
 
-Two texts are exact duplicates when they are equal after `normalize`, and near duplicates when the Jaccard
-similarity of their sets of character n-grams reaches a threshold. Characters rather than words, so that one word
-is enough to compare and scripts without spaces work. Candidates come from MinHash signatures (A. Broder, "On the
-resemblance and containment of documents", 1997) cut into bands (Leskovec, Rajaraman and Ullman, "Mining of Massive
-Datasets", section 3.4); every candidate is then checked against the true Jaccard similarity, so a reported near
-duplicate always is one, while banding may miss one near the threshold (2 % of those exactly at it; see `bands_for`).
-
-Nothing here depends on Python's `hash`, on the platform or on the process: the same rows give the same decisions
-everywhere. numpy is imported on first use, not at import.
+What counts as a duplicate, and how candidates are found, is in `text`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ojak._grams import GOLDEN, mixed
 from ojak.errors import UsageError
+from ojak.similarity.text import bands_for, jaccard, normalize, shingles, shingles_in_order
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Hashes = NDArray[np.uint64]
+    from ojak.similarity.text import Hashes
 
-# Apostrophes and invisible characters vanish ("don't" = "dont"); other prose punctuation separates words.
-_VANISHING = re.compile("['`\u2018\u2019\u02bc\u00ad\u200b-\u200f\u2060\ufeff]")
-# Signs that carry meaning stay: operators, the hyphen of "-3", the point of "3.5", the "#" of "C#", not of "# Title".
-_SEPARATING = re.compile(
-    r"""[\s"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb]
-    | ^[ \t]{0,8}[-*+\u2022][ ]  # a bullet
-    | \*{2,} | (?<!\S)\*(?=[^\s\d]) | (?<=[^\s\d])\*(?!\S)  # emphasis
-    | (?<=[^\W\d])-(?=[^\W\d]) | -{2,} | [.,:](?!\d) | (?<!\w)\#""",
-    re.VERBOSE | re.MULTILINE,
-)
-_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (S. Vigna, public domain)
-_GOLDEN = 0x9E3779B97F4A7C15
 _KEY_BITS = 60  # of a band's key: fits a small Python int; two keys agree by chance once in 10^18
-_MOST_VALUES = 12  # per band: five bits of each are left in a key
 _BLOCK = 4096  # shingles hashed at once: bounds the work array to 4 MiB at 128 permutations
 _ESTIMATE_SLACK = 0.2  # five standard deviations of a 128-value MinHash estimate
 # Where thousands of rows share most of their text without being duplicates, these bound the time of one more.
@@ -55,61 +34,6 @@ class Duplicate:
     kind: Literal["exact", "near"]
     of_row: int
     score: float
-
-
-def normalize(text: str) -> str:
-    """`text` as it is compared: compatibility forms folded (NFKC), case folded, prose punctuation and markdown
-    emphasis dropped, white space collapsed. Operators and signs beside digits stay, as they change the meaning.
-    A text of nothing but punctuation is kept as it is, so that "?" and "!" differ."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    folded = text.casefold()
-    words = _SEPARATING.sub(" ", _VANISHING.sub("", folded)).split()
-    return " ".join(words or folded.split())
-
-
-def shingles(text: str, size: int = 5) -> Hashes:
-    """Sorted distinct 64-bit hashes of the character `size`-grams of `text` (taken as it is; shape: [count]).
-
-    A space is put before and after, so that the first and last words count as much as the others; a text with
-    fewer characters than `size` is one shingle.
-    """
-    import numpy as np
-
-    return np.unique(_hashes(text, size))
-
-
-def _hashes(text: str, size: int) -> Hashes:
-    """The hashes of `shingles` in the order of the text, repeated ones repeated."""
-    import numpy as np
-
-    codes = np.frombuffer(f" {text} ".encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
-    width = min(size, len(codes))
-    count = len(codes) - width + 1
-    hashes = np.full(count, width, dtype=np.uint64)
-    for offset in range(width):
-        hashes = hashes * np.uint64(_GOLDEN) + codes[offset : offset + count]
-    return _mixed(hashes)
-
-
-def jaccard(a: Hashes, b: Hashes) -> float:
-    """Size of the intersection over the size of the union of two sorted sets from `shingles`."""
-    import numpy as np
-
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
-
-
-def bands_for(threshold: float, permutations: int, recall: float = 0.98) -> tuple[int, int]:
-    """(bands, values per band): as many values per band as let a pair that is exactly at `threshold` become a
-    candidate with probability at least `recall`, 1 - (1 - threshold^values)^bands. More values, fewer candidates."""
-    best = (permutations, 1)
-    for values in range(2, _MOST_VALUES + 1):
-        bands = permutations // values
-        if 1 - (1 - threshold**values) ** bands < recall:
-            break
-        best = (bands, values)
-    return best
 
 
 class DuplicateIndex:
@@ -166,7 +90,7 @@ class DuplicateIndex:
         digest = hashlib.blake2b(compared.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if (slot := self._slot_of_digest.get(digest)) is not None:
             return Duplicate("exact", self._rows[slot], 1.0)
-        signature = self._sign(_hashes(compared, self.shingle_size))
+        signature = self._sign(shingles_in_order(compared, self.shingle_size))
         keys = self._band_keys(signature)
         if found := self._nearest(compared, signature, keys):
             return found
@@ -237,20 +161,11 @@ class DuplicateIndex:
             latest[key] = slot
 
 
-def _mixed(values: Hashes) -> Hashes:
-    """splitmix64's finaliser: every input bit reaches every output bit."""
-    import numpy as np
-
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MIX[0])
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MIX[1])
-    return values ^ (values >> np.uint64(31))
-
-
 def _permutations(count: int) -> tuple[Hashes, Hashes]:
     """Odd multipliers and offsets of `count` hash functions x -> a x + b (mod 2^64), always the same ones."""
     import numpy as np
 
-    stream = _mixed(np.arange(1, 2 * count + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+    stream = mixed(np.arange(1, 2 * count + 1, dtype=np.uint64) * np.uint64(GOLDEN))
     return stream[:count] | np.uint64(1), stream[count:]
 
 
