@@ -11,18 +11,16 @@ from ojak.engines.base import Scored
 from ojak.engines.scripted import ScriptedEngine
 from ojak.judge.prompts import QUESTIONS, Question, Row
 
-MARK = re.compile(r"two lines that say (#[0-9a-f]{12})\.")
+MARK = re.compile(r"between lines that say (#[0-9a-f]{8})\.")
 Opinion = Callable[[Question, Row], float]  # from 0, the first label, to 1, the last one
 Belief = Callable[[str, str], float]  # log p of each word of a response after a prompt
 
 
-def material(prompt: str) -> str:
-    """What stands between the two marked lines."""
+def material(prompt: str) -> list[str]:
+    """What stands between the marked lines."""
     found = MARK.search(prompt)
     assert found, "no mark was announced"
-    parts = prompt.split(f"\n{found[1]}\n")
-    assert len(parts) == 3, "the mark stands twice, on lines of its own"
-    return parts[1]
+    return prompt.split(f"\n{found[1]}\n")[1:-1]
 
 
 def question_of(prompt: str) -> Question:
@@ -31,13 +29,14 @@ def question_of(prompt: str) -> Question:
 
 
 def seen(question: Question, prompt: str) -> Row:
-    """The row, its parts told by their headings in their order."""
-    text, row = material(prompt), Row("")
-    places = [(heading, field, text.find(f"{heading}: ")) for heading, field in question.shows]
-    places = [place for place in places if place[2] >= 0]
-    ends = [at for _, _, at in places[1:]] + [len(text) + 1]
-    for (heading, field, at), end in zip(places, ends, strict=True):
-        row = row._replace(**{field: text[at + len(heading) + 2 : end - 1]})
+    """The row: one marked part for each thing that the question shows, each with its heading."""
+    parts = material(prompt)
+    shows = [each for each in question.shows if each[0] != "Reference" or len(parts) == len(question.shows)]
+    assert len(parts) == len(shows)
+    row = Row("")
+    for part, (heading, field) in zip(parts, shows, strict=True):
+        assert part.startswith(f"{heading}: ")
+        row = row._replace(**{field: part.removeprefix(f"{heading}: ")})
     return row
 
 

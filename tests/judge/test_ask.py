@@ -114,7 +114,7 @@ def test_what_is_no_label_twice_is_unparsed() -> None:
 
 def test_answers_come_in_the_order_of_the_rows() -> None:
     def echo(request: Request) -> str:
-        number = int(material(str(request.prompt)).rsplit(" ", 1)[-1])
+        number = int(material(str(request.prompt))[0].rsplit(" ", 1)[-1])
         return f" {TASK_CATEGORY[number]}"
 
     engine = WritingEngine(echo, slots=5, shuffle_seed=3)
