@@ -23,6 +23,7 @@ from ojak.model.request import Request
 ROW_TOKENS = 768  # of each text of a row that a judge is shown, at most
 LABEL_TOKENS = 12  # for a label that is written
 FIELD_CHARS = 300  # of a free-text field, at most
+REPAIR_TOKENS = 192  # that asking again for a label adds to a prompt, about
 LONGEST_STEP = 128  # the engine's room for a row grows by so many tokens at a time
 
 
@@ -98,7 +99,7 @@ class Asker:
         prompts = [self.prompt(question, row) for row in rows]
         tokens = [self.engine.count_tokens(prompt) for prompt in prompts]
         self.spent.prompt_tokens += sum(tokens)
-        room = max(tokens) + question.reason_tokens * len(question.fields) + 2 * LABEL_TOKENS + FIELD_CHARS
+        room = max(tokens) + question.reason_tokens * len(question.fields) + 2 * LABEL_TOKENS + REPAIR_TOKENS
         self._longest = max(self._longest, -(-room // LONGEST_STEP) * LONGEST_STEP)
         return prompts
 

@@ -104,7 +104,7 @@ def load_calibration(identity: Mapping[str, Any]) -> Calibration | None:
         if path.stat().st_size > MOST_BYTES:
             return None
         return Calibration.from_dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

@@ -147,7 +147,7 @@ QUALITY_QUESTION = Question(
     labels=INPUT_QUALITY,
     examples=(
         Example(Row("it the for make thing of"), ("words without a sense, nothing can be answered",), "very poor"),
-        Example(Row("Tell me about history."), ("one can read it, but no period or place is given",), "average"),
+        Example(Row("Tell me about history."), ("clear what it is about, but no period or place is given",), "average"),
         Example(
             Row("List three causes of the fall of the Western Roman Empire and explain each in two sentences."),
             ("clear and specific: topic, number and form are given",),
