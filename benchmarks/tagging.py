@@ -18,9 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-import harness
 import torch
 
+import harness
 from ojak.chat import encode_prompt
 from ojak.engines.native import NativeEngine
 from ojak.judge.ask import Asker
@@ -53,11 +53,15 @@ def prefill(engine: NativeEngine, prompts: list[list[int]]) -> float:
     return read / (time.perf_counter() - begin)
 
 
-def ask(engine: NativeEngine, question: Question, shown: list[Row], reason_tokens: int | None) -> dict[str, float]:
+def ask(
+    engine: NativeEngine, question: Question, shown: list[Row], reason_tokens: int | None
+) -> dict[str, float]:
     """Rows and prompt tokens a second."""
     asker = Asker(engine, reason_tokens=reason_tokens)
     asker.ask(question, shown)
-    return {key: asker.spent.to_dict()[key] for key in ("rows_per_s", "tokens_per_s", "prompt_tokens", "seconds")}
+    return {
+        key: asker.spent.to_dict()[key] for key in ("rows_per_s", "tokens_per_s", "prompt_tokens", "seconds")
+    }
 
 
 def unshared(engine: NativeEngine, question: Question, shown: list[Row]) -> dict[str, float]:
@@ -74,15 +78,21 @@ def measure(engine: NativeEngine, question: Question, count: int, repeats: int) 
     """All ways in turn, the median of each."""
     shown = rows(count)
     asker = Asker(engine, reason_tokens=0)
-    bare = dataclasses.replace(question, fields=(), examples=tuple(e._replace(fields=()) for e in question.examples))
-    prompts = [encode_prompt(engine.model.tokenizer, f"{asker.prompt(bare, row)}{question.label}:") for row in shown]
+    bare = dataclasses.replace(
+        question, fields=(), examples=tuple(e._replace(fields=()) for e in question.examples)
+    )
+    prompts = [
+        encode_prompt(engine.model.tokenizer, f"{asker.prompt(bare, row)}{question.label}:") for row in shown
+    ]
     tokens = sum(map(len, prompts))
     ask(engine, question, shown[:8], 0)
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
         found.setdefault("prefill", []).append(prefill(engine, prompts))
         found.setdefault("labels", []).append(ask(engine, question, shown, 0)["tokens_per_s"])
-        found.setdefault("labels after a reason", []).append(ask(engine, question, shown, None)["tokens_per_s"])
+        found.setdefault("labels after a reason", []).append(
+            ask(engine, question, shown, None)["tokens_per_s"]
+        )
     found["a prompt a label"] = [unshared(engine, question, shown[: max(8, count // 8)])["tokens_per_s"]]
     rates = {name: harness.spread(each) for name, each in found.items()}
     return {"rows": count, "labels": len(question.labels), "prompt_tokens": tokens, "tokens_per_s": rates}
@@ -102,10 +112,17 @@ def main() -> None:
     }
     for name, each in found.items():
         lines = [(way, f"{rate['median']:,.0f}") for way, rate in each["tokens_per_s"].items()]
-        print(f"{name}: {each['rows']} rows, {each['prompt_tokens']:,} prompt tokens, {each['labels']} labels")
+        print(
+            f"{name}: {each['rows']} rows, {each['prompt_tokens']:,} prompt tokens, {each['labels']} labels"
+        )
         print(harness.table(("way", "prompt tokens/s, median"), lines))
     if args.results:
-        facts = {"date": datetime.now(UTC).isoformat(), "machine": harness.machine(), "model": args.model, **found}
+        facts = {
+            "date": datetime.now(UTC).isoformat(),
+            "machine": harness.machine(),
+            "model": args.model,
+            **found,
+        }
         path = args.results / f"tagging-{datetime.now(UTC):%Y-%m-%d}.json"
         path.write_text(json.dumps(facts, indent=1), "utf-8")
         print(path)

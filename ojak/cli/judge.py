@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ojak.judge.kept import Calibration, Estimate
 
 app = typer.Typer(help="Measure a model as judge and tagger.", no_args_is_help=True)
-TABLE_WIDTH = 110
+TABLE_WIDTH = 120
 
 
 @app.callback()
@@ -38,7 +38,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="The same seed plants the same rows.")] = 0,
     data: Annotated[
         Path | None,
-        typer.Option(parser=place, metavar="FILE|DIR", help="Your own good rows, instead of those that come with ojak."),
+        typer.Option(parser=place, metavar="FILE|DIR", help="Your own good rows instead of ojak's."),
     ] = None,
     published: Annotated[
         Path | None,
@@ -102,28 +102,33 @@ def _show(found: Calibration) -> None:
     console.print(_facts(found))
     name = one_line(found.identity.get("model", "the model"))
     verdict = "may filter" if found.usable else "may tag, but not filter (unless --trust-anyway)"
-    write(f"{name} as judge {verdict}: AUROC {estimate(found.overall)}, needed: 0.70, and above 0.60 at the low end")
+    write(
+        f"{name} as judge {verdict}: AUROC {estimate(found.overall)}, needed: 0.70, and above 0.60 at the low end"
+    )
     sys.stdout.flush()  # fmt: skip
 
 
 def _areas(found: Calibration) -> Any:
+    from rich.box import SIMPLE
     from rich.table import Table
 
     others = {name: each["auroc"] for name, each in found.measures.items()}
     columns: dict[str, dict[str, Any]] = {"judge": {**found.auroc}, **others}
     means = {"judge": found.overall, **{name: each["overall"] for name, each in found.measures.items()}}
-    table = Table("corruption", "rows", *columns, title="AUROC: good rows above planted bad ones (95 %)")
+    table = Table(title="AUROC: good rows above planted bad ones (95 %)", box=SIMPLE)
+    for heading in ("corruption", "rows", *columns):
+        table.add_column(heading, no_wrap=True)
     for name, pairs in found.pairs.items():
         table.add_row(name, str(pairs), *(estimate(column.get(name)) for column in columns.values()))
-    table.add_section()
     table.add_row("mean", "", *(estimate(mean) for mean in means.values()))
     return table
 
 
 def _facts(found: Calibration) -> Any:
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table("what", "value (95 %)", "meaning")
+    table = Table("what", "value (95 %)", "meaning", box=SIMPLE)
     for name, value, meaning in _lines(found):
         table.add_row(visible(name), estimate(value), meaning)
     return table
@@ -152,4 +157,4 @@ def estimate(value: Estimate | None) -> str:
     """A value with its interval, or a dash for what was not measured."""
     if value is None or math.isnan(value[0]):
         return "-"
-    return f"{value[0]:.2f} ({value[1]:.2f}-{value[2]:.2f})"
+    return f"{value[0]:.2f} ({value[1]:.2f} {value[2]:.2f})"

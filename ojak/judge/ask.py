@@ -29,7 +29,10 @@ LONGEST_STEP = 128  # the engine's room for a row grows by so many tokens at a t
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`probabilities`: of each label, in the question's order, empty if unparsed. `how`: scored, parsed, repaired, unparsed."""
+    """A label and where it comes from: `how` is scored, parsed, repaired or unparsed.
+
+    `probabilities`: of each label, in the question's order; empty if unparsed.
+    """
 
     label: str
     how: str
@@ -146,7 +149,9 @@ class Asker:
         written = self._write(question, [f"{prompt}{first}:" for prompt in prompts], tokens, ("\n\n",))
         answers = [self._parsed(question, f"{first}:{text}", "parsed") for text in written]
         lost = [i for i, answer in enumerate(answers) if answer.label == UNPARSED]
-        again = self._write(question, [self._repair(question, prompts[i]) for i in lost], LABEL_TOKENS, ("\n",))
+        again = self._write(
+            question, [self._repair(question, prompts[i]) for i in lost], LABEL_TOKENS, ("\n",)
+        )
         for i, text in zip(lost, again, strict=True):
             found = self._parsed(question, f"{question.label}:{text}", "repaired")
             answers[i] = replace(found, fields=answers[i].fields)

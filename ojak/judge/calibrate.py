@@ -64,7 +64,11 @@ def bundled() -> list[Sample]:
 
 def own(rows: Iterable[Row]) -> list[Sample]:
     """Samples of the user's rows: those with an instruction and an answer, each instruction once."""
-    found = {row.instruction: row for row in islice(rows, MOST_READ) if row.instruction.strip() and row.response.strip()}
+    found = {
+        row.instruction: row
+        for row in islice(rows, MOST_READ)
+        if row.instruction.strip() and row.response.strip()
+    }
     return [Sample(row) for row in found.values()]  # fmt: skip
 
 
@@ -199,7 +203,9 @@ def _both(correlate: Callable[..., Estimate], x: Values, y: Values) -> Estimate:
 
 def _position(judge: Judge, planted: Planted) -> dict[str, Estimate]:
     """Each good answer against one bad one to the same request, about as long, in both orders."""
-    bad = {(name, planted.source[at]): planted.rows[at] for name in SAME_LENGTH for at in planted.places[name]}
+    bad = {
+        (name, planted.source[at]): planted.rows[at] for name in SAME_LENGTH for at in planted.places[name]
+    }
     ahead = []
     for i in planted.good:
         name = SAME_LENGTH[i % len(SAME_LENGTH)]
@@ -208,13 +214,18 @@ def _position(judge: Judge, planted: Planted) -> dict[str, Estimate]:
     behind = [row._replace(response=row.other, other=row.response) for row in ahead]
     read = zip(list(judge.prefers_first(ahead)), list(judge.prefers_first(behind)), strict=True)
     both = [(a, b) for a, b in read if a is not None and b is not None]
-    firsts = sum((a > 0.5) + (b > 0.5) for a, b in both)
+    firsts = sum(_won(a) + _won(b) for a, b in both)
     return {
         "first_preferred": share(firsts, 2 * len(both)),
-        "consistent": share(sum((a > 0.5) != (b > 0.5) for a, b in both), len(both)),
-        "accuracy": share(sum((a > 0.5) + (b < 0.5) for a, b in both), 2 * len(both)),
-        "accuracy_both_orders": share(sum(a + (1 - b) > 1 for a, b in both), len(both)),
-    }  # fmt: skip
+        "consistent": share(sum((a - 0.5) * (b - 0.5) < 0 for a, b in both), len(both)),
+        "accuracy": share(sum(_won(a) + 1 - _won(b) for a, b in both), 2 * len(both)),
+        "accuracy_both_orders": share(sum(_won((a + 1 - b) / 2) for a, b in both), len(both)),
+    }
+
+
+def _won(probability: float) -> float:
+    """A verdict for the first; an even one counts as a half."""
+    return 0.5 if probability == 0.5 else float(probability > 0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------- the tags

@@ -1,7 +1,7 @@
 """Good rows made bad on purpose, by rules and a seed: what a judge must tell apart before its word counts.
 
-The rows' lengths are balanced: where a corruption keeps the length it is as it was; where it cannot (cut, copied, padded),
-good rows of the same lengths are what the bad ones are compared with (`matched`). So length alone tells nothing.
+The rows' lengths are balanced: bad rows are as long as good ones where the corruption allows it, and are compared with
+good rows of their own length in any case (`matched`). So length alone tells nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from ojak.judge.prompts import Row
 
 LEAST_WORDS = 8  # an answer that is to be cut or contradicted has at least so many
 CALIPER = math.log(1.15)  # two lengths count as the same within this ratio
-OPPOSITES = (
-    ("always", "never"), ("more", "less"), ("increase", "decrease"), ("increases", "decreases"), ("true", "false"),
-    ("before", "after"), ("first", "last"), ("largest", "smallest"), ("larger", "smaller"), ("high", "low"),
-    ("higher", "lower"), ("hot", "cold"), ("warm", "cool"), ("north", "south"), ("east", "west"), ("fast", "slow"),
-    ("faster", "slower"), ("good", "bad"), ("strong", "weak"), ("add", "subtract"), ("above", "below"), ("day", "night"),
-    ("positive", "negative"), ("inside", "outside"), ("early", "late"), ("many", "few"), ("same", "different"),
-    ("begin", "end"), ("begins", "ends"), ("left", "right"), ("long", "short"), ("longer", "shorter"), ("with", "without"),
-    ("up", "down"), ("hard", "soft"), ("heavy", "light"), ("yes", "no"), ("rise", "fall"), ("rises", "falls"),
-)  # fmt: skip
-_SWAP = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
+_OPPOSITES = (
+    "always/never more/less increase/decrease increases/decreases true/false before/after first/last "
+    "largest/smallest larger/smaller high/low higher/lower hot/cold warm/cool north/south east/west "
+    "fast/slow faster/slower good/bad strong/weak add/subtract above/below day/night positive/negative "
+    "inside/outside early/late many/few same/different begin/end begins/ends left/right long/short "
+    "longer/shorter with/without up/down hard/soft heavy/light yes/no rise/fall rises/falls"
+)
+_PAIRS = [pair.split("/") for pair in _OPPOSITES.split()]
+_SWAP = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 _OPPOSED = re.compile(r"\b(?:" + "|".join(_SWAP) + r")\b", re.IGNORECASE)
 _VERB = re.compile(
     r"\b(is|are|was|were|can|will|has|have|does|do|should|must)\b(?!\s+not\b)(?=\s)", re.IGNORECASE
@@ -66,9 +65,7 @@ def truncated(row: Row, dice: random.Random) -> str | None:
     if len(words) < LEAST_WORDS:
         return None
     kept = words[: max(3, int(len(words) * dice.uniform(0.35, 0.65)))]
-    while len(kept) > 2 and not kept[-1][-1:].isalnum():
-        kept.pop()
-    return " ".join(kept)
+    return re.sub(r"\W+$", "", " ".join(kept))
 
 
 def wrong_language(row: Row, dice: random.Random) -> str | None:
@@ -198,6 +195,8 @@ def bad_instructions(rows: Sequence[Row], seed: int) -> list[Row]:
     """Each row's instruction spoilt, the ways taken in turn."""
     ways = list(BAD_INSTRUCTIONS)
     return [
-        Row(BAD_INSTRUCTIONS[ways[i % len(ways)]](row.instruction, random.Random(f"{seed} {i}")), row.response)
+        Row(
+            BAD_INSTRUCTIONS[ways[i % len(ways)]](row.instruction, random.Random(f"{seed} {i}")), row.response
+        )
         for i, row in enumerate(rows)
     ]

@@ -33,9 +33,9 @@ class Calibration:
     """How well a model tells good rows from planted bad ones. Estimates are (value, low, high), 95 %.
 
     auroc: of the judge's score, by corruption; overall: their mean. measures: the same for other scores (the judge with
-    another wording, likelihoods, length as the check of balance). tags: AUROC of tags on planted instructions. position:
-    of pairwise verdicts. length_bias: rank correlation of score and length over good rows. agreement: rank correlation
-    of the judge's two wordings. correlation: with published scores. pairs: rows of each kind that were compared.
+    another wording, likelihoods, length as the check of balance). tags: AUROC of tags on planted instructions.
+    position: of pairwise verdicts. length_bias: rank correlation of score and length over good rows. agreement: rank
+    correlation of the judge's two wordings. correlation: with published scores. pairs: rows of each kind compared.
     """
 
     identity: dict[str, Any]

@@ -59,7 +59,7 @@ def read_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def read_fields(text: str, names: Sequence[str]) -> dict[str, str]:
-    """The values of the lines "Name: value" in `text`; the first line of each name counts, a value ends with its line."""
+    """The values of the lines "Name: value" in `text`: the first line of each name, up to its end."""
     found: dict[str, str] = {}
     for line in text.split("\n"):
         name, colon, value = line.partition(":")

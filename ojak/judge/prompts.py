@@ -1,9 +1,9 @@
 """The questions that a judge is asked, in our own words, and how a row's text stands in them.
 
-A question begins with a text that is the same for all rows (what to do, the labels, examples), so that an engine reads it
-once. The row's own texts follow, each between lines with a mark that none of them holds and nobody can foretell without
-the whole row; they are said to be material. Texts of special tokens in them are broken up, so that no turn of the chat can
-be ended or forged.
+A question begins with a text that is the same for all rows (what to do, the labels, examples), so that an engine reads
+it once. The row's own texts follow, each between lines with a mark that none of them holds and nobody can foretell
+without the whole row; they are said to be material. Texts of special tokens in them are broken up, so that no turn of
+the chat can be ended or forged.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ DIFFICULTY_QUESTION = Question(
 )
 QUALITY_QUESTION = Question(
     name="input_quality",
-    task="Rate how well a request to an assistant is put: is it clear, specific and coherent, so that it can be answered?",
+    task="Rate how well a request to an assistant is put: clear, specific and coherent, so that it can be answered?",
     shows=_REQUEST,
     fields=("Reason",),
     label="Quality",
@@ -187,7 +187,9 @@ _GRADED = (
         "fair",
     ),
 )
-_GRADE_TASK = "Judge an assistant's answer to a request: is it correct, complete, to the point, and in the request's language?"
+_GRADE_TASK = (
+    "Judge an answer to a request: is it correct, complete, to the point, and in the request's language?"
+)
 SCORE_QUESTION = Question(
     name="score",
     task=_GRADE_TASK,

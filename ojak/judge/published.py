@@ -1,6 +1,9 @@
-"""Published scores of other judges for the same answers: the evaluation set of "Build a Large Language Model (From
-Scratch)", chapter 7: 100 instructions with a reference, two models' answers, and integer scores of 0 to 100 by GPT-4 and by
-Llama 3 8B. The files are not part of ojak."""
+"""Published scores of other judges for the same answers.
+
+They are those of the evaluation set of "Build a Large Language Model (From Scratch)", chapter 7: 100 instructions with
+a reference, two models' answers, and integer scores of 0 to 100 by GPT-4 and by Llama 3 8B. The files are not part of
+ojak.
+"""
 
 from __future__ import annotations
 

@@ -16,23 +16,50 @@ from ojak.model.request import Request
 
 GUARD_TOKENS = 16
 MOST_CHARS = 20_000  # of a text that the rules look at
-_HOW = r"\b(?:how (?:do i|to|can i|could i|would i)|teach me|help me|show me|instructions? (?:for|to|on)|steps to|guide to|write)\b[^.?!\n]{0,80}"
+_HOW = (
+    r"\b(?:how (?:do i|to|can i|could i|would i)|teach me|help me|show me|instructions? (?:for|to|on)|steps to"
+    r"|guide to|write)\b[^.?!\n]{0,80}\b"
+)
+_NEAR = r"\b[^.?!\n]{0,40}\b"  # in the same sentence, not far
+_MAKE = r"(?:build|make|assemble|making|building|cook|synthesi[sz]e|produce)"
 
 
-def _rule(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
+def _rule(*parts: str) -> re.Pattern[str]:
+    return re.compile("".join(parts) + r"\b", re.IGNORECASE)
 
 
 RULES = {
-    "weapons": _rule(_HOW + r"\b(?:build|make|assemble|making|building)\b[^.?!\n]{0,40}\b(?:bomb|explosive|grenade|nerve agent|pipe bomb|dirty bomb|ghost gun)s?\b"),
-    "drugs": _rule(_HOW + r"\b(?:cook|synthesi[sz]e|make|produce)\b[^.?!\n]{0,40}\b(?:meth|methamphetamine|heroin|crack cocaine|fentanyl)\b"),
-    "malware": _rule(_HOW + r"\b(?:ransomware|keylogger|computer virus|botnet|malware)\b"),
-    "fraud": _rule(_HOW + r"\b(?:phishing (?:mail|e-?mail|page|site)|forge|counterfeit|launder money|steal (?:a |some(?:one)?|credit|identit|passwords?))"),
-    "self_harm": _rule(r"\b(?:how (?:do i|to|can i)|best way to|painless way to)\b[^.?!\n]{0,40}\b(?:kill myself|commit suicide|end my life|hurt myself|cut myself)\b"),
-    "violence": _rule(_HOW + r"\b(?:kill|murder|poison|kidnap)\b[^.?!\n]{0,20}\b(?:my (?:wife|husband|boss|neighbou?r|ex|mother|father)|someone|a person|people)\b"),
-    "minors": _rule(r"\b(?:sexual|erotic|nude|porn\w*)\b[^.?!\n]{0,60}\b(?:child(?:ren)?|minors?|under-?age|toddlers?)\b"),
-    "hate": _rule(_HOW + r"\b(?:exterminat\w+|get rid of|wipe out)\b[^.?!\n]{0,20}\b(?:jews|muslims|christians|immigrants|gays|black people|white people|gypsies)\b"),
-}  # fmt: skip
+    "weapons": _rule(
+        _HOW, _MAKE, _NEAR, r"(?:(?:pipe |dirty )?bomb|explosive|grenade|nerve agent|ghost gun)s?"
+    ),
+    "drugs": _rule(_HOW, _MAKE, _NEAR, r"(?:meth|methamphetamine|heroin|crack cocaine|fentanyl)"),
+    "malware": _rule(_HOW, r"(?:ransomware|keylogger|computer virus|botnet|malware)"),
+    "fraud": _rule(
+        _HOW,
+        r"(?:phishing (?:mail|e-?mail|page|site)|counterfeit money|launder money|forge (?:a|an|my) \w+",
+        r"|steal (?:credit cards?|passwords?|identities|someone's \w+))",
+    ),
+    "self_harm": _rule(
+        r"\b(?:how (?:do i|to|can i)|best way to|painless way to)",
+        _NEAR,
+        r"(?:kill myself|commit suicide|end my life|hurt myself|cut myself)",
+    ),
+    "violence": _rule(
+        _HOW,
+        r"(?:kill|murder|poison|kidnap)",
+        _NEAR,
+        r"(?:my (?:wife|husband|boss|neighbou?r|ex|mother|father)|someone|a person|people)",
+    ),
+    "minors": _rule(
+        r"\b(?:sexual|erotic|nude|porn\w*)", _NEAR, r"(?:child(?:ren)?|minors?|under-?age|toddlers?)"
+    ),
+    "hate": _rule(
+        _HOW,
+        r"(?:exterminate|get rid of|wipe out)",
+        _NEAR,
+        r"(?:jews|muslims|christians|immigrants|gays|black people|white people|gypsies)",
+    ),
+}
 
 
 def by_rules(row: Row) -> dict[str, str]:

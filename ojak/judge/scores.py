@@ -37,9 +37,7 @@ class Judge:
     def __init__(self, engine: Engine, *, seed: int = 0, reason_tokens: int | None = None) -> None:
         self.asker = Asker(engine, seed, reason_tokens)
 
-    def scores(
-        self, rows: Iterable[Row], question: Question = SCORE_QUESTION
-    ) -> Iterator[float | None]:
+    def scores(self, rows: Iterable[Row], question: Question = SCORE_QUESTION) -> Iterator[float | None]:
         """0 to 100 for each row: the expected grade over the labels' probabilities. None where none was to be read."""
         for answer in self._answers(question, rows):
             yield None if answer.level is None else answer.level * BEST

@@ -1,7 +1,7 @@
 """How probable given texts are: the decoder reads many at once and writes nothing.
 
-Texts that stand one after another and have the same prompt are one tree: the prompt is read once, each continuation is a
-branch that sees the prompt and itself (so all labels of a question cost about as much as one). What all prompts of a
+Texts that stand one after another and have the same prompt are one tree: the prompt is read once, each continuation is
+a branch that sees the prompt and itself (so all labels of a question cost about as much as one). What all prompts of a
 window begin with is read once, too, and its keys and values are shared.
 """
 

@@ -25,7 +25,11 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
-ROWS = [Row("What is two and two?", "Four."), Row("Name a tree.", "Oak, and a word more."), Row("Why?", "x" * 40)]
+ROWS = [
+    Row("What is two and two?", "Four."),
+    Row("Name a tree.", "Oak, and a word more."),
+    Row("Why?", "x" * 40),
+]
 
 
 def small(family: str = "llama", **options: Any) -> NativeEngine:
@@ -51,7 +55,9 @@ def test_a_label_has_the_probability_that_brute_force_gives(family: str, name: s
     answers = asker.ask(question, ROWS)
     for row, answer in zip(ROWS, answers, strict=True):
         (prompt,) = asker._prompts(_bare(question), [row])
-        sums = torch.tensor([total(engine, f"{prompt}{question.label}:", f" {label}") for label in question.labels])
+        sums = torch.tensor(
+            [total(engine, f"{prompt}{question.label}:", f" {label}") for label in question.labels]
+        )
         expected = sums.softmax(-1).tolist()
         assert list(answer.probabilities.values()) == pytest.approx(expected, abs=1e-3)
         assert answer.label == question.labels[expected.index(max(expected))]
@@ -84,7 +90,7 @@ def test_the_label_follows_what_was_written_before_it() -> None:
     (answer,) = Asker(engine).ask(QUALITY_QUESTION, [Row("Tell me a joke.")])
     assert answer.fields == {"Reason": "clear enough"}
     assert answer.label == "excellent"
-    assert all(prompt.endswith("\nReason: clear enough\nQuality:") or prompt.endswith("Reason: clear enough\nQuality:") for prompt in prompts)
+    assert all(prompt.endswith("\nReason: clear enough\nQuality:") for prompt in prompts)
     assert len(prompts) == 5
 
 

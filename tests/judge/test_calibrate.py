@@ -71,7 +71,9 @@ def test_a_random_judge_may_not(seed: int) -> None:
     assert 0.4 < result.overall[0] < 0.6
     assert result.overall[1] < 0.5 < result.overall[2]
     assert not result.usable
-    assert not any(result.may_filter(name) for name in ("judge_score", "difficulty", "input_quality", "nonsense"))
+    assert not any(
+        result.may_filter(name) for name in ("judge_score", "difficulty", "input_quality", "nonsense")
+    )
     assert abs(result.agreement[0]) < 0.2
     assert 0.3 < result.position["accuracy"][0] < 0.7
 

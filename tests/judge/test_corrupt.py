@@ -90,7 +90,15 @@ def test_a_few_rows_are_no_error(count: int) -> None:
 
 
 def test_hostile_texts_are_corrupted_like_others() -> None:
-    texts = ["", "\ud800", "a" * 50_000, "0" * 5_000, "<|im_end|>\n\n" * 100, "\u0661\u0662 \u202e", ". . . . . . . . . ."]
+    texts = [
+        "",
+        "\ud800",
+        "a" * 50_000,
+        "0" * 5_000,
+        "<|im_end|>\n\n" * 100,
+        "\u0661\u0662 \u202e",
+        ". . . . . . . . . .",
+    ]
     rows = [Row(text or "?", text) for text in texts]
     for name in CORRUPTIONS:
         assert len(corrupted(name, rows, 0)) == len(rows)

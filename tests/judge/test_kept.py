@@ -90,7 +90,10 @@ def test_the_command(folder: Path) -> None:
 
 
 def test_the_user_s_own_rows(folder: Path) -> None:
-    rows = [{"instruction": f"Say {i} words\x1b[31m", "input": "", "output": f"{'word ' * i}"} for i in range(1, 15)]
+    rows = [
+        {"instruction": f"Say {i} words\x1b[31m", "input": "", "output": f"{'word ' * i}"}
+        for i in range(1, 15)
+    ]
     (folder / "own.json").write_text(json.dumps(rows))
     arguments = ["judge", "calibrate", "--model", "scripted", "--data", "own.json", "--json"]
     result = CliRunner().invoke(app, arguments)

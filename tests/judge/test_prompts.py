@@ -65,7 +65,10 @@ def test_every_label_is_named_in_the_question() -> None:
 def test_the_head_is_the_same_for_all_rows() -> None:
     asker = Asker(ScriptedEngine())
     for question in QUESTIONS.values():
-        prompts = [asker.prompt(question, Row("a", "b", "c", "d")), asker.prompt(question, Row("e" * 99, "f"))]
+        prompts = [
+            asker.prompt(question, Row("a", "b", "c", "d")),
+            asker.prompt(question, Row("e" * 99, "f")),
+        ]
         assert all(prompt.startswith(asker.around.pre_query + question.head) for prompt in prompts)
 
 

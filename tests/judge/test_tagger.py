@@ -19,7 +19,10 @@ from ojak.records import Conversation, Message
 
 
 def talk(number: int, asked: str = "Tell me about the tides of the sea, please.") -> Conversation:
-    messages = [Message(role="user", content=f"{asked} ({number})"), Message(role="assistant", content="They rise.")]
+    messages = [
+        Message(role="user", content=f"{asked} ({number})"),
+        Message(role="assistant", content="They rise."),
+    ]
     return Conversation(id=f"r-{number}", messages=messages, tags={"kept": "yes"})
 
 
@@ -66,7 +69,8 @@ def test_wrong_settings_are_refused() -> None:
         Tagger(ScriptedEngine(), ["mood"])
     with pytest.raises(UsageError, match="'difficulty' needs a model"):
         Tagger(None)
-    assert list(Tagger(None, ["language", "safety"]).tag([talk(1)]))[0][1]["safety"] == "safe"
+    ((_, tags),) = Tagger(None, ["language", "safety"]).tag([talk(1)])
+    assert (tags["safety"], tags["language"]) == ("safe", "en")
 
 
 def test_a_score_is_the_expected_grade() -> None:
@@ -81,7 +85,10 @@ def test_a_score_is_the_expected_grade() -> None:
     ("messages", "row"),
     [
         ([], Row("", "")),
-        ([("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], Row("a", "b")),
+        (
+            [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+            Row("a", "b"),
+        ),
         ([("assistant", "hello"), ("user", "a")], Row("a", "")),
     ],
 )
@@ -123,7 +130,11 @@ def test_the_rules_of_safety(text: str, category: str | None) -> None:
 
 def test_a_guard_s_verdict_is_read_strictly() -> None:
     assert read_verdict("\n\nsafe")["safety"] == "safe"
-    assert read_verdict("unsafe\nS1,S9") == {"safety": "unsafe", "safety_by": "guard", "safety_category": "S1,S9"}
+    assert read_verdict("unsafe\nS1,S9") == {
+        "safety": "unsafe",
+        "safety_by": "guard",
+        "safety_category": "S1,S9",
+    }
     assert read_verdict("It is safe.")["safety"] == "unparsed"
     assert read_verdict("")["safety"] == "unparsed"
     guard = ScriptedEngine(lambda request: "unsafe\nS2" if "bomb" in str(request.prompt) else "safe")
