@@ -55,7 +55,7 @@ def test_branches_of_one_prompt_and_shared_beginnings_change_nothing(
 ) -> None:
     """Labels of a question: the same prompt again and again, all prompts beginning alike."""
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 128)
-    monkeypatch.setattr(scoring, "BRANCH_TOKENS", 9)
+    monkeypatch.setattr(scoring, "BRANCH_TOKENS", 30)
     decoder = tiny.decoder(family)
     head = [5 + i % 50 for i in range(29)]
     given = [([*head, *prompt], rest) for prompt, _ in pairs(9) for _, rest in pairs(6)]
