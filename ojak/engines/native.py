@@ -52,6 +52,7 @@ class NativeEngine:
         self.generator: Generator | None = None
         self.plan: MemoryPlan | None = None
         self.base_bytes = 0
+        self._last_prompt: tuple[str | None, list[int]] = (None, [])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -91,11 +92,18 @@ class NativeEngine:
 
     def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
         """Raises UsageError for a text longer than the model was made for."""
+        self._ready_weights()
         return score(self.model.decoder, map(self._ids, texts))
 
-    def _ids(self, text: Scored) -> tuple[list[int], list[int]]:
+    def _ready_weights(self) -> None:
+        """Lays the weights out for fast products, if memory allows; once."""
+        keep_freed_memory()
+        if 2 * weight_bytes(self.model.decoder) < available_bytes(self.model.device):
+            fuse(self.model.decoder)
+
+    def _ids(self, text: Scored) -> tuple[Sequence[int], Sequence[int]]:
         tokenizer, prompt, continuation = self.model.tokenizer, text.prompt, text.continuation
-        before = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt
+        before = self._prompt_ids(prompt) if isinstance(prompt, str) else prompt
         after = tokenizer.encode(continuation) if isinstance(continuation, str) else continuation
         most = self.model.config.max_position_embeddings
         if not before or len(before) + len(after) > most:
@@ -103,7 +111,13 @@ class NativeEngine:
                 f"a text of {len(before)} + {len(after)} tokens cannot be scored",
                 why=f"{self.model.name} reads 1 to {most} tokens, and at least one stands before the scored ones",
             )
-        return list(before), list(after)
+        return before, after
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """The last prompt is remembered: all labels of a question come one after another."""
+        if self._last_prompt[0] != prompt:
+            self._last_prompt = prompt, encode_prompt(self.model.tokenizer, prompt)
+        return self._last_prompt[1]
 
     def provenance(self) -> dict[str, Any]:
         return {"license": self.model.license, "quantization": self.model.quantization}
@@ -133,10 +147,7 @@ class NativeEngine:
         """Plans the memory, readies the weights and checks what keeps a row's bits; once for a given length."""
         model = self.model
         if self.generator is None:
-            keep_freed_memory()
-            free = available_bytes(model.device)
-            if 2 * weight_bytes(model.decoder) < free:
-                fuse(model.decoder)
+            self._ready_weights()
             self.base_bytes = peak_rss_bytes()
         else:
             self.generator.close()

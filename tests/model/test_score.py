@@ -47,3 +47,42 @@ def test_texts_are_read_as_they_are_needed() -> None:
             yield [1, 2], [3]
 
     assert all(math.isfinite(value) for value in next(score(tiny.decoder("llama"), endless())))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_branches_of_one_prompt_and_shared_beginnings_change_nothing(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of a question: the same prompt again and again, all prompts beginning alike."""
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 128)
+    monkeypatch.setattr(scoring, "BRANCH_TOKENS", 30)
+    decoder = tiny.decoder(family)
+    head = [5 + i % 50 for i in range(29)]
+    given = [([*head, *prompt], rest) for prompt, _ in pairs(9) for _, rest in pairs(6)]
+    with torch.inference_mode():
+        expected = [alone(decoder, *pair) for pair in given]
+    for row, wanted in zip(score(decoder, given), expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny.decoder("llama")
+    read: list[int] = []
+    hidden = decoder.hidden
+
+    def counted(ids_BT: torch.Tensor, *rest: object) -> torch.Tensor:
+        read.append(ids_BT.numel())
+        return hidden(ids_BT, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoder, "hidden", counted)
+    head = list(range(100))
+    labels = [[1], [2, 3], [4, 5, 6]]
+    given = [([*head, 100 + row], label) for row in range(10) for label in labels]
+    assert len(list(score(decoder, given))) == 30
+    assert sum(read) == 100 + 10 * (1 + 1 + 2)
+
+
+def test_nothing_to_score_is_no_error() -> None:
+    decoder = tiny.decoder("llama")
+    assert list(score(decoder, [])) == []
+    assert list(score(decoder, [([1, 2], []), ([1, 2], [])])) == [(), ()]

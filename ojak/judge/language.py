@@ -1,0 +1,26 @@
+"""The language of a text, by py3langid: a table of byte sequences, no model that generates."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+LEAST_SURE = 0.5
+MOST_CHARS = 4000  # of a text that are looked at
+UNKNOWN = "und"  # the code of ISO 639-2 for "undetermined"
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def language(text: str) -> str:
+    """The ISO 639-1 code of the text's language, "und" where there is too little to tell."""
+    text = text[:MOST_CHARS].encode("utf-8", "replace").decode("utf-8")
+    if not any(char.isalpha() for char in text):
+        return UNKNOWN
+    code, sure = _identifier().classify(text)
+    return str(code) if sure >= LEAST_SURE else UNKNOWN
