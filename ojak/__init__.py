@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ojak._api import chat_prefix
     from ojak.artifact import Artifact, publish, read, verify
     from ojak.chat import ChatPrefix
+    from ojak.curate.pairs import PairsConfig, make_pairs
     from ojak.curate.split import SplitConfig, split
     from ojak.engines.native import generate
     from ojak.errors import OjakError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ojak.records import Conversation, Document, Preference, Rejected
     from ojak.report import write_report
     from ojak.synthesize.config import MagpieConfig
+    from ojak.synthesize.personas import PersonasConfig, synthesize_personas
     from ojak.synthesize.run import synthesize_magpie
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "MagpieConfig",
     "Model",
     "OjakError",
+    "PairsConfig",
+    "PersonasConfig",
     "Preference",
     "Rejected",
     "SplitConfig",
@@ -42,10 +46,12 @@ __all__ = [
     "generate",
     "load",
     "load_model",
+    "make_pairs",
     "publish",
     "read",
     "split",
     "synthesize_magpie",
+    "synthesize_personas",
     "verify",
     "write_report",
 ]
@@ -57,6 +63,7 @@ _NAMES = {
     "ojak._api": ("chat_prefix",),
     "ojak.artifact": ("Artifact", "publish", "read", "verify"),
     "ojak.chat": ("ChatPrefix",),
+    "ojak.curate.pairs": ("PairsConfig", "make_pairs"),
     "ojak.curate.split": ("SplitConfig", "split"),
     "ojak.engines.native": ("generate",),
     "ojak.errors": ("OjakError",),
@@ -66,6 +73,7 @@ _NAMES = {
     "ojak.records": ("Conversation", "Document", "Preference", "Rejected"),
     "ojak.report": ("write_report",),
     "ojak.synthesize.config": ("MagpieConfig",),
+    "ojak.synthesize.personas": ("PersonasConfig", "synthesize_personas"),
     "ojak.synthesize.run": ("synthesize_magpie",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -92,6 +92,15 @@ def _hashes(text: str, size: int) -> Hashes:
     return _mixed(hashes)
 
 
+def _word_hashes(text: str) -> Hashes:
+    """One hash for each word of `text` (taken as it is), repeated words repeated; one for a text without any."""
+    import numpy as np
+
+    words = text.split() or [""]
+    digests = (hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8) for word in words)
+    return np.array([int.from_bytes(digest.digest(), "big") for digest in digests], dtype=np.uint64)
+
+
 def jaccard(a: Hashes, b: Hashes) -> float:
     """Size of the intersection over the size of the union of two sorted sets from `shingles`."""
     import numpy as np
@@ -123,8 +132,16 @@ class DuplicateIndex:
     normalised text of each kept row is held in memory to check candidates.
     """
 
-    def __init__(self, threshold: float = 0.7, *, shingle_size: int = 5, permutations: int = 128) -> None:
-        """`threshold`: least Jaccard similarity of a near duplicate, in (0, 1]. Raises UsageError."""
+    def __init__(
+        self,
+        threshold: float = 0.7,
+        *,
+        shingle_size: int = 5,
+        permutations: int = 128,
+        words: bool = False,
+    ) -> None:
+        """`threshold`: least Jaccard similarity of a near duplicate, in (0, 1]. `words`: of the sets of words, instead
+        of character n-grams. Raises UsageError."""
         if not 0 < threshold <= 1 or shingle_size < 1 or permutations < 16:
             raise UsageError(
                 f"duplicates cannot be found with threshold {threshold}, n-grams of {shingle_size} characters and "
@@ -137,6 +154,7 @@ class DuplicateIndex:
 
         self.threshold = threshold
         self.shingle_size = shingle_size
+        self.words = words
         self._bands, self._values = bands_for(threshold, permutations)
         self._multipliers, self._offsets = _permutations(permutations)
         self._rows: list[int] = []  # by slot: slots number the kept rows in order
@@ -166,12 +184,21 @@ class DuplicateIndex:
         digest = hashlib.blake2b(compared.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if (slot := self._slot_of_digest.get(digest)) is not None:
             return Duplicate("exact", self._rows[slot], 1.0)
-        signature = self._sign(_hashes(compared, self.shingle_size))
+        signature = self._sign(self._hashes(compared))
         keys = self._band_keys(signature)
         if found := self._nearest(compared, signature, keys):
             return found
         self._keep(row, compared, digest, signature, keys)
         return None
+
+    def _hashes(self, text: str) -> Hashes:
+        return _word_hashes(text) if self.words else _hashes(text, self.shingle_size)
+
+    def _set(self, text: str) -> Hashes:
+        """The sorted distinct hashes whose Jaccard similarity counts."""
+        import numpy as np
+
+        return np.unique(self._hashes(text))
 
     def _sign(self, grams: Hashes) -> NDArray[np.uint32]:
         """MinHash signature [permutations]: per permutation, the upper half of the least permuted hash."""
@@ -210,13 +237,13 @@ class DuplicateIndex:
         if not candidates:
             return None
         estimates = (self._signatures[candidates] == signature).mean(axis=1)
-        grams = shingles(compared, self.shingle_size)
+        grams = self._set(compared)
         likely = sorted(zip((-estimates).tolist(), candidates, strict=True))[:_MOST_CHECKED]
         best: Duplicate | None = None
         for slot in sorted(
             slot for estimate, slot in likely if -estimate >= self.threshold - _ESTIMATE_SLACK
         ):
-            score = jaccard(grams, shingles(self._texts[slot], self.shingle_size))
+            score = jaccard(grams, self._set(self._texts[slot]))
             if score >= self.threshold and (best is None or score > best.score):
                 best = Duplicate("near", self._rows[slot], score)
         return best
