@@ -16,7 +16,7 @@ def pairs(
     out: Annotated[Path, typer.Option(parser=place, metavar="DIR", help="The folder of the pairs.")],
     by: Annotated[
         str,
-        typer.Option(metavar="SCORE", help="instruction_gain, likelihood, judge_score, response_chars, or another score."),
+        typer.Option(metavar="SCORE", help="instruction_gain, likelihood, judge_score, response_chars, or another."),
     ] = "instruction_gain",
     margin: Annotated[float, typer.Option(help="Least difference of the two scores.")] = 0.0,
     rejected: Annotated[
