@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,6 +248,58 @@ def test_a_text_that_the_engine_refuses_has_no_score(tmp_path: Path) -> None:
     artifact = make_pairs(tmp_path / "in", tmp_path / "out", engine=Reader())
     assert artifact.counts["rejected"] == {"no_score": 1}
     assert list(preferences(artifact)) == ["a"]
+
+
+class Calibration:
+    def __init__(self, usable: bool) -> None:
+        self.usable = usable
+
+
+class LengthJudge:
+    """Grades by length, and none at all to what it cannot read."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def judge(self, conversations: Any) -> Any:
+        for each in conversations:
+            asked, answer = (turn["content"] for turn in each.messages)
+            assert asked.startswith("Ask")
+            yield each, None if "unreadable" in answer else float(len(answer))
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, calibration: Calibration | None) -> None:
+    """A judge package in the place of the real one."""
+    fake = SimpleNamespace(Judge=LengthJudge, load_calibration=lambda identity: calibration)
+    monkeypatch.setitem(sys.modules, "ojak.judge", fake)  # type: ignore[arg-type]
+
+
+def test_a_judge_that_passed_its_calibration_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged(monkeypatch, Calibration(usable=True))
+    publish(tmp_path / "in", kind="magpie", records=[row("a", "12", "1234", "unreadable", "1")], config={})
+    artifact = make_pairs(
+        tmp_path / "in", tmp_path / "out", PairsConfig(by="judge_score"), engine=ScriptedEngine()
+    )
+    (found,) = preferences(artifact).values()
+    assert (found.chosen[0]["content"], found.rejected[0]["content"]) == ("1234", "1")
+    assert found.meta["answers"] == 3
+
+
+@pytest.mark.parametrize(
+    ("calibration", "why"), [(None, "never calibrated"), (Calibration(usable=False), "did not pass")]
+)
+def test_a_judge_that_did_not_is_refused_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibration: Calibration | None, why: str
+) -> None:
+    judged(monkeypatch, calibration)
+    publish(tmp_path / "in", kind="magpie", records=[row("a", "12", "1234")], config={})
+    engine, config = ScriptedEngine(), PairsConfig(by="judge_score")
+    with pytest.raises(UsageError, match="may not decide") as caught:
+        make_pairs(tmp_path / "in", tmp_path / "out", config, engine=engine)
+    assert why in caught.value.why
+    assert not (tmp_path / "out").exists()
+    trusted = config.model_copy(update={"trust_anyway": True})
+    assert make_pairs(tmp_path / "in", tmp_path / "out", trusted, engine=engine).counts["accepted"] == 1
 
 
 def test_from_magpie_to_pairs_without_a_word_in_between(tmp_path: Path) -> None:

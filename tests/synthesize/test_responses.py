@@ -10,7 +10,7 @@ import pytest
 
 from ojak.artifact import Artifact
 from ojak.errors import InputRefused, ResumeRefused, UsageError
-from ojak.ledger import Ledger
+from ojak.ledger import Ledger, request_key
 from ojak.records import Conversation
 from ojak.synthesize.folder import LEDGER
 from ojak.synthesize.persona_list import read_personas
@@ -102,10 +102,22 @@ def test_more_answers_ask_only_for_those(tmp_path: Path) -> None:
 
 
 def test_the_ledger_tells_the_samples_apart(tmp_path: Path) -> None:
-    """Even where the seeds would not: greedy answers have one text, and a key each."""
-    run(tmp_path, 2, responses=3)
+    """By kind, and by a key of which the sample is a part."""
+    engine = Recorder()
+    run(tmp_path, 2, engine=engine, responses=3)
     with Ledger(tmp_path / LEDGER) as ledger:
-        assert set(ledger.counts()) == {"instruction", "response", "response.1", "response.2"}
+        found = {(entry.row, entry.kind): entry.key for entry in ledger.entries()}
+    assert {kind for _, kind in found} == {"instruction", "response", "response.1", "response.2"}
+    for request in engine.requests:
+        assert found[request.tag] == request_key(
+            prompt=request.prompt,
+            sampling=request.sampling.to_dict(),
+            seed=request.seed,
+            stop_ids=request.stop_ids,
+            stop_strings=request.stop_strings,
+            sample=int(request.tag[1].partition(".")[2] or 0),
+            **engine.identity,
+        )
 
 
 def test_tokens_of_all_answers_are_counted(tmp_path: Path) -> None:
