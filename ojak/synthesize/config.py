@@ -60,11 +60,11 @@ class RunConfig(Settings):
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape a row's text, as JSON values."""
-        return self.model_dump(mode="json", exclude=self.not_shaping | self.growing)
+        return self.model_dump(mode="json", exclude=set(self.not_shaping | self.growing))
 
     def recorded(self) -> dict[str, Any]:
         """The settings as a manifest keeps them: without where the run lies and how far one command went."""
-        return self.model_dump(mode="json", exclude=self.not_shaping)
+        return self.model_dump(mode="json", exclude=set(self.not_shaping))
 
     def run_key(self, identity: dict[str, Any]) -> str:
         """Names the run by what shapes its rows; a row's id is made of this and its number."""

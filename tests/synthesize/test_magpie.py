@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ojak._progress import Progress
 from ojak.artifact import verify
 from ojak.chat import ChatPrefix
 from ojak.engines.base import Capabilities
@@ -541,7 +542,7 @@ def test_the_listener_hears_how_far_the_run_is(tmp_path: Path) -> None:
         def __init__(self) -> None:
             self.seen: list[tuple[int, int, int]] = []
 
-        def update(self, state: magpie.Progress) -> None:
+        def update(self, state: Progress) -> None:
             self.seen.append((state.rows_done, state.accepted, sum(state.rejected.values())))
             assert state.rows_total == ROWS
             self.last = state
