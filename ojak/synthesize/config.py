@@ -23,13 +23,14 @@ class RunConfig(Settings):
     """What every run of requests is told, whatever it makes.
 
     `not_shaping`: what does not change a row that is there: a run may be continued with other values of these.
-    `growing`: what may grow from one run to the next, and what is there stays: more rows, larger caps.
+    `not_recorded`: what a manifest leaves out. `growing`: what may grow from one run to the next, and what is there stays: more rows, larger caps.
     `judges`: the code after a change of which rows are judged again.
     """
 
     not_shaping: ClassVar[frozenset[str]] = frozenset(
         {"out", "limit_tokens", "limit_minutes", "resume", "accept_license"}
     )
+    not_recorded: ClassVar[frozenset[str]] = not_shaping
     growing: ClassVar[frozenset[str]] = frozenset()
     judges: ClassVar[tuple[str, ...]] = ()
 
@@ -64,7 +65,7 @@ class RunConfig(Settings):
 
     def recorded(self) -> dict[str, Any]:
         """The settings as a manifest keeps them: without where the run lies and how far one command went."""
-        return self.model_dump(mode="json", exclude=set(self.not_shaping))
+        return self.model_dump(mode="json", exclude=set(self.not_recorded))
 
     def run_key(self, identity: dict[str, Any]) -> str:
         """Names the run by what shapes its rows; a row's id is made of this and its number."""

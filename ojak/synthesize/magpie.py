@@ -46,7 +46,7 @@ class MagpieRun(Asking):
     def __init__(
         self, config: MagpieConfig, engine: Engine, ledger: Ledger, listener: Listener | None = None
     ) -> None:
-        require(engine, "magpie", "raw_prompt", "seed")
+        require(engine, "magpie", "raw_prompt")
         super().__init__(config, engine, ledger, listener, config.rows)
         self.config = config
         if config.persona_list:
@@ -169,7 +169,7 @@ class MagpieRun(Asking):
         """Refuses a model whose first rows are fragments, before more is spent on it."""
         first = self.rows[: self.judged]
         reasons_found = (row.reason for row in first if row.stage == "instruction" and row.reason)
-        bad = Counter(reason for reason in reasons_found if not reason.startswith("duplicate"))
+        bad = Counter(reason for reason in reasons_found if not reason.startswith(("duplicate", "failed")))
         if sum(bad.values()) < PROBE_REFUSED * len(first):
             return
         reasons = ", ".join(f"{reason}: {count}" for reason, count in bad.most_common(3))

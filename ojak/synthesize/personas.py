@@ -136,7 +136,7 @@ class PersonaRun(Asking):
     def __init__(
         self, config: PersonasConfig, engine: Engine, ledger: Ledger, listener: Listener | None = None
     ) -> None:
-        require(engine, "personas", "raw_prompt", "seed")
+        require(engine, "personas", "raw_prompt")
         super().__init__(config, engine, ledger, listener, len(config.excerpts))
         self.config, self.prefix = config, engine.chat_prefix()
         self.rows = [self._from_text(number, excerpt) for number, excerpt in enumerate(config.excerpts)]
