@@ -23,7 +23,8 @@ class RunConfig(Settings):
     """What every run of requests is told, whatever it makes.
 
     `not_shaping`: what does not change a row that is there: a run may be continued with other values of these.
-    `not_recorded`: what a manifest leaves out. `growing`: what may grow from one run to the next, and what is there stays: more rows, larger caps.
+    `not_recorded`: what a manifest leaves out. `growing`: what may grow from one run to the next, and what is there
+    stays: more rows, larger caps.
     `judges`: the code after a change of which rows are judged again.
     """
 
