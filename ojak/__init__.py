@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ojak._api import chat_prefix
     from ojak.artifact import Artifact, publish, read, verify
     from ojak.chat import ChatPrefix
+    from ojak.curate.pairs import PairsConfig, make_pairs
     from ojak.curate.split import SplitConfig, split
     from ojak.engines.native import generate
     from ojak.errors import OjakError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ojak.similarity.embedding import Embedder
     from ojak.similarity.minhash import near_duplicates
     from ojak.synthesize.config import MagpieConfig
+    from ojak.synthesize.personas import PersonasConfig, synthesize_personas
     from ojak.synthesize.run import synthesize_magpie
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "MagpieConfig",
     "Model",
     "OjakError",
+    "PairsConfig",
+    "PersonasConfig",
     "Preference",
     "Rejected",
     "SplitConfig",
@@ -51,11 +55,13 @@ __all__ = [
     "generate",
     "load",
     "load_model",
+    "make_pairs",
     "near_duplicates",
     "publish",
     "read",
     "split",
     "synthesize_magpie",
+    "synthesize_personas",
     "verify",
     "write_report",
 ]
@@ -67,6 +73,7 @@ _NAMES = {
     "ojak._api": ("chat_prefix",),
     "ojak.artifact": ("Artifact", "publish", "read", "verify"),
     "ojak.chat": ("ChatPrefix",),
+    "ojak.curate.pairs": ("PairsConfig", "make_pairs"),
     "ojak.curate.split": ("SplitConfig", "split"),
     "ojak.engines.native": ("generate",),
     "ojak.errors": ("OjakError",),
@@ -81,6 +88,7 @@ _NAMES = {
     "ojak.similarity.embedding": ("Embedder",),
     "ojak.similarity.minhash": ("near_duplicates",),
     "ojak.synthesize.config": ("MagpieConfig",),
+    "ojak.synthesize.personas": ("PersonasConfig", "synthesize_personas"),
     "ojak.synthesize.run": ("synthesize_magpie",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

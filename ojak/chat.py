@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ojak._template_sandbox import Limits, TemplateSandbox, refuse, shared_sandbox
-from ojak.errors import InputRefused
+from ojak.errors import InputRefused, UsageError
 
 __all__ = [
     "ChatPrefix",
@@ -134,6 +134,40 @@ class ChatTemplate:
             )
         return pre, post
 
+    def layout(self, turns: int, system: str | None = None) -> tuple[str, ...]:
+        """The texts around the turns of a conversation that waits for its answer number `turns`: 2 * `turns` texts.
+
+        They stand before the user's first turn, between it and the answer, between that and the user's second turn,
+        and so on, up to the assistant's next word; without the last one, the text ends with the user's header.
+        `prefix` is the layout of one turn. A template that places its system turn anew in each turn is no obstacle:
+        every number of turns has a layout of its own.
+
+        Raises:
+            InputRefused: the template takes no such conversation, or drops, moves, changes or repeats one of its turns.
+        """
+        marks = [self._marks(2 * turns - 1, length) for length in (12, 28)]
+        opening = [] if system is None else [turn("system", system)]
+        chats = [[*opening, *map(turn, itertools.cycle(("user", "assistant")), each)] for each in marks]
+        try:
+            first, second = self.render(chats, add_generation_prompt=True)
+            pieces = split_turns(first, marks[0])
+            if pieces != split_turns(second, marks[1]):
+                refuse("the chat template is refused", why="what it writes around a turn depends on the turn")
+            if system is not None and system.strip() not in "".join(pieces):
+                refuse("the chat template is refused", why="it leaves out the system turn")
+        except InputRefused as error:
+            refuse(
+                f"the chat template cannot hold a conversation of {turns} turns",
+                why=error.why or error.what,
+                fix="use --turns 1, or a model whose template takes several turns",
+            )
+        return pieces
+
+    def _marks(self, count: int, length: int) -> list[str]:
+        """Sentinels for so many turns, of which no two have a piece in common."""
+        names = (f"{self.sha256} {length} {number}" for number in range(count))
+        return [f"Zq{hashlib.sha256(name.encode()).hexdigest()[:length]}Xw" for name in names]
+
     def sentinels(self) -> tuple[str, str]:
         """Two words that no text holds; any change of case changes them."""
         digest = self.sha256
@@ -144,22 +178,35 @@ def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def split_at(rendered: str, sentinel: str) -> tuple[str, str]:
-    """The text before and after `sentinel`, which must stand in `rendered` once and unchanged."""
+def split_at(rendered: str, sentinel: str, who: str = "a user") -> tuple[str, str]:
+    """The text before and after `sentinel`, which must stand in `rendered` once and unchanged; `who` says it."""
     found = rendered.count(sentinel)
     if found == 1:
         before, _, after = rendered.partition(sentinel)
         return before, after
     pieces = {sentinel[i : i + 6] for i in range(len(sentinel) - 5)}
     if found > 1:
-        why = f"it repeats what a user says ({found} times)"
+        why = f"it repeats what {who} says ({found} times)"
     elif sentinel.lower() in rendered.lower():
-        why = "it changes the case of what a user says"
+        why = f"it changes the case of what {who} says"
     elif any(piece in rendered for piece in pieces):
-        why = "it cuts what a user says"
+        why = f"it cuts what {who} says"
     else:
-        why = "it leaves out what a user says"
+        why = f"it leaves out what {who} says"
     refuse("the chat template is refused", why=why)
+
+
+def split_turns(rendered: str, marks: Sequence[str]) -> tuple[str, ...]:
+    """The texts around `marks`, each of which must stand in `rendered` once, unchanged and in this order."""
+    pieces: list[str] = []
+    rest = rendered
+    for number, mark in enumerate(marks):
+        split_at(rendered, mark, "the assistant" if number % 2 else "a user")
+        before, found, rest = rest.partition(mark)
+        if not found:
+            refuse("the chat template is refused", why="it changes the order of the turns")
+        pieces.append(before)
+    return (*pieces, rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +215,8 @@ class ChatPrefix:
 
     `stop_ids` are sorted: the end of text, the tokens that close a turn, those that open the next one.
     `stop_strings` mark the turns of templates that have no tokens for it. `system` is the text asked for, None for
-    the template's default.
+    the template's default. `layouts` holds, for the user's second turn, the third and so on as far as they were asked
+    for, the texts around all turns (`ChatTemplate.layout`).
     """
 
     pre_query: str
@@ -176,6 +224,22 @@ class ChatPrefix:
     stop_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]
     system: str | None = None
+    layouts: tuple[tuple[str, ...], ...] = ()
+
+    def text(self, turns: Sequence[str]) -> str:
+        """What stands before the next turn, header included, after these turns (user's, assistant's, in turn).
+
+        Their number decides who speaks next: none or an even number is the user. Raises UsageError for more turns than
+        there are layouts for.
+        """
+        number = len(turns) // 2 + 1
+        if number - 1 > len(self.layouts):
+            raise UsageError(
+                f"this prefix has no layout of {number} turns", fix="ask for it: chat_prefix(..., turns=N)"
+            )
+        pieces = (self.pre_query, self.post_query) if number == 1 else self.layouts[number - 2]
+        around = zip(pieces, [*turns, ""], strict=False)
+        return "".join(itertools.chain.from_iterable(around))
 
 
 def chat_prefix(
@@ -184,11 +248,15 @@ def chat_prefix(
     *,
     eos_ids: Collection[int] = (),
     system: str | None = None,
+    turns: int = 1,
 ) -> ChatPrefix:
     """The prefix of any chat template. `eos_ids`: more ids that end a text, as the model's configuration has them.
 
+    `turns`: the most turns of a user that conversations will have.
+
     Raises:
-        InputRefused: there is no template (a base model), or it cannot be used (`ChatTemplate.prefix` says when).
+        InputRefused: there is no template (a base model), or it cannot be used (`ChatTemplate.prefix` and
+            `ChatTemplate.layout` say when).
     """
     template = ChatTemplate.of(template, tokenizer)
     pre, post = template.prefix(system)
@@ -199,7 +267,8 @@ def chat_prefix(
     # A BOS in the middle of a text says that the model has begun another one.
     ids |= {i for i in (tokenizer.eos_id, tokenizer.bos_id) if i is not None}
     strings = sorted({marker for _, marker in ends if marker})
-    return ChatPrefix(pre, post, tuple(sorted(ids)), tuple(strings), system)
+    layouts = tuple(template.layout(number, system) for number in range(2, turns + 1))
+    return ChatPrefix(pre, post, tuple(sorted(ids)), tuple(strings), system, layouts)
 
 
 def turn_boundaries(template: ChatTemplate, system: str | None = None) -> list[str]:

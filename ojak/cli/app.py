@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ojak.cli import data, doctor, judge, models, report, run, synthesize
+from ojak.cli import data, doctor, judge, models, pairs, report, run, synthesize
 from ojak.cli.exits import Group
 from ojak.cli.terminal import write
 
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(synthesize.app, name="synthesize")
 app.add_typer(judge.app, name="judge")
+app.command("pairs")(pairs.pairs)
 app.command("verify")(data.verify)
 app.command("show")(data.show)
 app.command("export-data")(data.export_data)

@@ -39,17 +39,17 @@ def verify(folder: Folder, as_json: Json = False) -> None:
         if stopped:
             write(
                 f"not finished: it stopped at {one_line(stopped)}; the data are whole as far as they go,"
-                f" {one_line(pending)} rows are pending; {_resume(folder)}"
+                f" {one_line(pending)} rows are pending; {_resume(folder, artifact.kind)}"
             )
 
 
-def _resume(folder: Path) -> str:
+def _resume(folder: Path, kind: str) -> str:
     """How to go on with a run in `folder`, which may be a stage of a recipe."""
     from ojak._recipe_run import RECORD
 
     if (folder / RECORD).exists():
         return "go on with `ojak run` and the recipe it was begun with"
-    return f"go on with `ojak synthesize magpie --out {folder}` and the settings it was begun with"
+    return f"go on with `ojak synthesize {kind} --out {folder}` and the settings it was begun with"
 
 
 def show(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ojak.cli.exits import by_ctrl_c
 from ojak.cli.progress import Progress, top_reasons
@@ -14,22 +14,28 @@ from ojak.errors import PartialResult, Stopped, UsageError
 
 if TYPE_CHECKING:
     from ojak._recipe_run import Done, Step
+    from ojak._settings import Settings
+    from ojak.artifact import Artifact
     from ojak.synthesize.config import MagpieConfig
+    from ojak.synthesize.personas import PersonasConfig
     from ojak.synthesize.plan import Plan
+
+AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a Magpie run gave: the object of `--json`, and the signal that ended it."""
+    """What a run gave: the object of `--json`, the signal that ended it, and what its rows are called."""
 
     facts: dict[str, Any]
     signal: Stopped | None = None
+    made: str = "pairs"
 
     def sentence(self) -> str:
         facts = self.facts
         reasons = top_reasons(facts["rejected"])
         return (
-            f"{facts['accepted']:,} pairs from {facts['rows']:,} rows; {facts['completion_tokens']:,} tokens in"
+            f"{facts['accepted']:,} {self.made} from {facts['rows']:,} rows; {facts['completion_tokens']:,} tokens in"
             f" {facts['seconds']:,.1f} s ({facts['tokens_per_s']:,.0f} tokens/s)"
             + (f"; rejected: {reasons}" if reasons else "")
         )
@@ -41,24 +47,37 @@ class Result:
         stopped = self.facts.get("stopped")
         if stopped:
             raise PartialResult(
-                f"stopped at --{stopped.replace('_', '-')} with {self.facts['accepted']:,} pairs",
+                f"stopped at --{stopped.replace('_', '-')} with {self.facts['accepted']:,} {self.made}",
                 fix="run the same command again to go on",
             )
 
 
-def magpie_config(**flags: Any) -> MagpieConfig:
-    """The settings that the flags give; raises UsageError that names the flag."""
+def made_of(settings: type[AnySettings], verb: str, **flags: Any) -> AnySettings:
+    """The settings that the flags of a verb give; raises UsageError that names the flag."""
     from ojak._settings import WrongSettings, dotted, explain
-    from ojak.synthesize.config import MagpieConfig
 
     try:
-        return MagpieConfig(**flags)
+        return settings(**flags)
     except WrongSettings as error:
         lines = [
             explain(item, "--" + dotted(item["loc"]).replace("_", "-"), list(flags))
             for item in error.problems
         ]
-        raise UsageError("\n".join(lines), fix="see `ojak synthesize magpie --help`") from error
+        raise UsageError("\n".join(lines), fix=f"see `ojak {verb} --help`") from error
+
+
+def magpie_config(**flags: Any) -> MagpieConfig:
+    """The settings of a Magpie run; raises UsageError that names the flag."""
+    from ojak.synthesize.config import MagpieConfig
+
+    return made_of(MagpieConfig, "synthesize magpie", **flags)
+
+
+def personas_config(**flags: Any) -> PersonasConfig:
+    """The settings of a run of personas; raises UsageError that names the flag."""
+    from ojak.synthesize.personas import PersonasConfig
+
+    return made_of(PersonasConfig, "synthesize personas", **flags)
 
 
 def magpie_plan(config: MagpieConfig) -> Plan:
@@ -70,15 +89,28 @@ def magpie_plan(config: MagpieConfig) -> Plan:
 
 def run_magpie(config: MagpieConfig) -> Result:
     """Run it, the progress shown on stderr."""
-    from ojak.synthesize.run import summary, synthesize_magpie
+    from ojak.synthesize.run import synthesize_magpie
+
+    return _run(config, synthesize_magpie, "pairs" if config.turns == 1 else "conversations")
+
+
+def run_personas(config: PersonasConfig) -> Result:
+    """Run it, the progress shown on stderr."""
+    from ojak.synthesize.personas import synthesize_personas
+
+    return _run(config, synthesize_personas, "personas")
+
+
+def _run(config: Any, synthesize: Callable[..., Artifact], made: str) -> Result:
+    from ojak.synthesize.run import summary
 
     try:
         with Progress() as progress:
-            artifact = synthesize_magpie(config, progress=progress, notify=say)
+            artifact = synthesize(config, progress=progress, notify=say)
     except (Stopped, KeyboardInterrupt) as error:
         signal = _stopped(error)
-        return Result({"out": str(config.out), **signal.facts, "stopped": "signal"}, signal)
-    return Result({**summary(artifact), "stopped": artifact.stats.get("stopped")})
+        return Result({"out": str(config.out), **signal.facts, "stopped": "signal"}, signal, made)
+    return Result({**summary(artifact), "stopped": artifact.stats.get("stopped")}, made=made)
 
 
 def _stopped(error: BaseException) -> Stopped:

@@ -47,8 +47,11 @@ class Engine(Protocol):
         """Texts of the tokens that must not stand in what a person says."""
         ...
 
-    def chat_prefix(self, system: str | None = None) -> ChatPrefix:
-        """The text around a user's turn. Raises InputRefused for a model without a usable chat template."""
+    def chat_prefix(self, system: str | None = None, *, turns: int = 1) -> ChatPrefix:
+        """The text around a user's turn, and around those of conversations of up to `turns` turns of a user.
+
+        Raises InputRefused for a model without a usable chat template.
+        """
         ...
 
     @property

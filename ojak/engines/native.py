@@ -68,9 +68,16 @@ class NativeEngine:
     def special_tokens(self) -> tuple[str, ...]:
         return tuple(self.model.tokenizer.special_tokens)
 
-    def chat_prefix(self, system: str | None = None) -> ChatPrefix:
+    @property
+    def context_tokens(self) -> int:
+        """The most tokens of prompt and completion together that the model was made for."""
+        return self.model.config.max_position_embeddings
+
+    def chat_prefix(self, system: str | None = None, *, turns: int = 1) -> ChatPrefix:
         model = self.model
-        return chat_prefix(model.chat_template, model.tokenizer, eos_ids=model.stop_ids, system=system)
+        return chat_prefix(
+            model.chat_template, model.tokenizer, eos_ids=model.stop_ids, system=system, turns=turns
+        )
 
     def count_tokens(self, text: str) -> int:
         return len(encode_prompt(self.model.tokenizer, text))

@@ -29,10 +29,12 @@ def open_engine(
     spec: EngineSpec,
     *,
     system: str | None = None,
+    turns: int = 1,
     chat: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> Engine:
-    """The engine that `spec` names. `chat`: it must have a usable chat template (with this system turn, if any).
+    """The engine that `spec` names. `chat`: it must have a usable chat template (with this system turn, if any, and
+    for conversations of so many turns of a user).
 
     Raises InputRefused, before any weights are read, for a model without one.
     """
@@ -48,5 +50,5 @@ def open_engine(
 
     source = read_source(spec.model, accept_license=spec.accept_license, notify=notify)
     if chat:
-        chat_prefix(source.chat_template, source.tokenizer, system=system)
+        chat_prefix(source.chat_template, source.tokenizer, system=system, turns=turns)
     return NativeEngine(from_source(source))

@@ -69,15 +69,13 @@ class ScriptedEngine:
     def special_tokens(self) -> tuple[str, ...]:
         return ("<|im_start|>", "<|im_end|>")
 
-    def chat_prefix(self, system: str | None = None) -> ChatPrefix:
+    def chat_prefix(self, system: str | None = None, *, turns: int = 1) -> ChatPrefix:
+        """That of ChatML."""
         opening = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
-        return ChatPrefix(
-            f"{opening}<|im_start|>user\n",
-            "<|im_end|>\n<|im_start|>assistant\n",
-            (0,),
-            ("<|im_end|>",),
-            system,
-        )
+        pre, post = f"{opening}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+        between = "<|im_end|>\n<|im_start|>user\n"
+        layouts = tuple((pre, *(post, between) * (number - 1), post) for number in range(2, turns + 1))
+        return ChatPrefix(pre, post, (0,), ("<|im_end|>",), system, layouts)
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

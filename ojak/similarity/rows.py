@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ojak._grams import GOLDEN, mixed
 from ojak.errors import UsageError
-from ojak.similarity.text import bands_for, jaccard, normalize, shingles, shingles_in_order
+from ojak.similarity.text import bands_for, jaccard, normalize, shingles_in_order, word_hashes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +47,16 @@ class DuplicateIndex:
     normalised text of each kept row is held in memory to check candidates.
     """
 
-    def __init__(self, threshold: float = 0.7, *, shingle_size: int = 5, permutations: int = 128) -> None:
-        """`threshold`: least Jaccard similarity of a near duplicate, in (0, 1]. Raises UsageError."""
+    def __init__(
+        self,
+        threshold: float = 0.7,
+        *,
+        shingle_size: int = 5,
+        permutations: int = 128,
+        words: bool = False,
+    ) -> None:
+        """`threshold`: least Jaccard similarity of a near duplicate, in (0, 1]. `words`: of the sets of words, instead
+        of character n-grams. Raises UsageError."""
         if not 0 < threshold <= 1 or shingle_size < 1 or permutations < 16:
             raise UsageError(
                 f"duplicates cannot be found with threshold {threshold}, n-grams of {shingle_size} characters and "
@@ -61,6 +69,7 @@ class DuplicateIndex:
 
         self.threshold = threshold
         self.shingle_size = shingle_size
+        self.words = words
         self._bands, self._values = bands_for(threshold, permutations)
         self._multipliers, self._offsets = _permutations(permutations)
         self._rows: list[int] = []  # by slot: slots number the kept rows in order
@@ -90,12 +99,21 @@ class DuplicateIndex:
         digest = hashlib.blake2b(compared.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if (slot := self._slot_of_digest.get(digest)) is not None:
             return Duplicate("exact", self._rows[slot], 1.0)
-        signature = self._sign(shingles_in_order(compared, self.shingle_size))
+        signature = self._sign(self._hashes(compared))
         keys = self._band_keys(signature)
         if found := self._nearest(compared, signature, keys):
             return found
         self._keep(row, compared, digest, signature, keys)
         return None
+
+    def _hashes(self, text: str) -> Hashes:
+        return word_hashes(text) if self.words else shingles_in_order(text, self.shingle_size)
+
+    def _set(self, text: str) -> Hashes:
+        """The sorted distinct hashes whose Jaccard similarity counts."""
+        import numpy as np
+
+        return np.unique(self._hashes(text))
 
     def _sign(self, grams: Hashes) -> NDArray[np.uint32]:
         """MinHash signature [permutations]: per permutation, the upper half of the least permuted hash."""
@@ -134,13 +152,13 @@ class DuplicateIndex:
         if not candidates:
             return None
         estimates = (self._signatures[candidates] == signature).mean(axis=1)
-        grams = shingles(compared, self.shingle_size)
+        grams = self._set(compared)
         likely = sorted(zip((-estimates).tolist(), candidates, strict=True))[:_MOST_CHECKED]
         best: Duplicate | None = None
         for slot in sorted(
             slot for estimate, slot in likely if -estimate >= self.threshold - _ESTIMATE_SLACK
         ):
-            score = jaccard(grams, shingles(self._texts[slot], self.shingle_size))
+            score = jaccard(grams, self._set(self._texts[slot]))
             if score >= self.threshold and (best is None or score > best.score):
                 best = Duplicate("near", self._rows[slot], score)
         return best

@@ -9,6 +9,7 @@ duplicate always is one, while banding may miss one near the threshold (2 % of t
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from typing import TYPE_CHECKING
@@ -26,7 +27,9 @@ _VANISHING = re.compile("['`\u2018\u2019\u02bc\u00ad\u200b-\u200f\u2060\ufeff]")
 # Signs that carry meaning stay: operators, the hyphen of "-3", the point of "3.5", the "#" of "C#", not of "# Title".
 # White space separates, too: `normalize` splits there. Every match begins with one character of one set, and only then
 # looks around it, so that the text between is passed over at once (six times as fast as an alternation of lookarounds).
-_ALWAYS = r"\"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb"
+_ALWAYS = (
+    r"\"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb"
+)
 _SEPARATING = re.compile(
     rf"""[{_ALWAYS}*+\-.,:\#\u2022](?:
       (?<=[{_ALWAYS}])
@@ -73,6 +76,15 @@ def shingles_in_order(text: str, size: int) -> Hashes:
     return mixed(hashes)
 
 
+def word_hashes(text: str) -> Hashes:
+    """One hash for each word of `text` (taken as it is), repeated words repeated; one for a text without any."""
+    import numpy as np
+
+    words = text.split() or [""]
+    digests = (hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8) for word in words)
+    return np.array([int.from_bytes(digest.digest(), "big") for digest in digests], dtype=np.uint64)
+
+
 def jaccard(a: Hashes, b: Hashes) -> float:
     """Size of the intersection over the size of the union of two sorted sets from `shingles`."""
     import numpy as np
@@ -91,5 +103,3 @@ def bands_for(threshold: float, permutations: int, recall: float = 0.98) -> tupl
             break
         best = (bands, values)
     return best
-
-

@@ -1,47 +1,43 @@
-"""The settings of a Magpie run: what shapes its rows, and what only says how far to go."""
+"""The settings of a run: what shapes its rows, and what only says how far to go."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import orjson
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ojak._settings import Settings, wrong_value
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
+from ojak.synthesize.persona_list import PersonaList, persona_turn, read_personas
 from ojak.synthesize.systems import system_text
 
-# What does not change a row that is there: a run may be continued with other values of these, and with more `rows`.
-NOT_SHAPING = {"out", "rows", "limit_tokens", "limit_minutes", "resume", "accept_license"}
-GROWING = {"max_instruction_tokens", "max_response_tokens"}  # rows cut by a smaller cap are asked again
+SAMPLED_TEMPERATURE = 0.8  # of several answers to one instruction (Magpie, preference data)
 
 
-class MagpieConfig(Settings):
-    """Settings of `synthesize_magpie`; `rows` counts sampled instructions, of which rules drop some.
+class RunConfig(Settings):
+    """What every run of requests is told, whatever it makes.
 
-    `system` is a domain ("@math", "@code", "@translation") or a text, of which an empty one is none; `language` a code
-    such as "de". `grid` is a
-    preset ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules
-    on an instruction's first token. Caps are in tokens. Made with a value out of range, it raises UsageError.
+    `not_shaping`: what does not change a row that is there: a run may be continued with other values of these.
+    `not_recorded`: what a manifest leaves out. `growing`: what may grow from one run to the next, and what is there
+    stays: more rows, larger caps.
+    `judges`: the code after a change of which rows are judged again.
     """
+
+    not_shaping: ClassVar[frozenset[str]] = frozenset(
+        {"out", "limit_tokens", "limit_minutes", "resume", "accept_license"}
+    )
+    not_recorded: ClassVar[frozenset[str]] = not_shaping
+    growing: ClassVar[frozenset[str]] = frozenset()
+    judges: ClassVar[tuple[str, ...]] = ()
 
     model: str = Field(min_length=1)
     out: Path
-    rows: int = Field(ge=1, le=100_000_000)
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
-    system: str | None = None
-    language: str | None = None
-    grid: str = "default"
-    max_instruction_tokens: int = Field(default=256, ge=1, le=1_000_000)
-    max_response_tokens: int = Field(default=512, ge=1, le=1_000_000)
-    response_temperature: float = Field(default=0.0, ge=0, lt=100)
-    response_top_p: float = Field(default=1.0, gt=0, le=1)
-    response_repetition_penalty: float = Field(default=1.0, gt=0, lt=100)
-    first_temperature: float | None = Field(default=None, ge=0, lt=100)
-    ban_first: tuple[str, ...] = ()
     limit_tokens: int | None = Field(default=None, ge=1)
     limit_minutes: float | None = Field(default=None, gt=0)
     resume: Literal["if_possible", "always", "never"] = "if_possible"
@@ -53,6 +49,82 @@ class MagpieConfig(Settings):
         if out == "":  # for Path it would be the current folder
             raise ValueError("an empty path; the current folder is '.'")
         return out
+
+    @property
+    def system_text(self) -> str | None:
+        """The system turn of every row, None for the model's own."""
+        return None
+
+    @property
+    def most_turns(self) -> int:
+        """The most turns of a user in a conversation."""
+        return 1
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that shape a row's text, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.not_shaping | self.growing))
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as a manifest keeps them: without where the run lies and how far one command went."""
+        return self.model_dump(mode="json", exclude=set(self.not_recorded))
+
+    def run_key(self, identity: dict[str, Any]) -> str:
+        """Names the run by what shapes its rows; a row's id is made of this and its number."""
+        shaping = self.shaping() | {"model": identity}
+        return hashlib.sha256(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+class MagpieConfig(RunConfig):
+    """Settings of `synthesize_magpie`; `rows` counts sampled instructions, of which rules drop some.
+
+    `system` is a domain ("@math", "@code", "@translation") or a text, of which an empty one is none; `language` a code
+    such as "de". `grid` is a
+    preset ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules
+    on an instruction's first token. Caps are in tokens.
+
+    `turns`: the most turns of a user; conversations end earlier where a follow-up is no good, or where the whole of
+    one would pass `max_total_tokens`. `responses`: answers to each instruction; several are drawn at a temperature of
+    0.8 unless `response_temperature` is given, a single one at 0. `personas`: a file, one of whose personas is in each
+    row's system turn.
+
+    Made with a value out of range, it raises UsageError.
+    """
+
+    growing: ClassVar[frozenset[str]] = frozenset(
+        {
+            "rows",
+            "turns",
+            "responses",
+            "max_instruction_tokens",
+            "max_response_tokens",
+            "max_total_tokens",
+        }
+    )
+    judges: ClassVar[tuple[str, ...]] = (
+        "similarity/text.py",
+        "similarity/rows.py",
+        "_grams.py",
+        "synthesize/magpie.py",
+        "synthesize/turns.py",
+        "synthesize/rows.py",
+        "rules",
+    )
+
+    rows: int = Field(ge=1, le=100_000_000)
+    system: str | None = None
+    language: str | None = None
+    personas: Path | None = None
+    grid: str = "default"
+    turns: int = Field(default=1, ge=1, le=20)
+    responses: int = Field(default=1, ge=1, le=1_000)
+    max_instruction_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    max_response_tokens: int = Field(default=512, ge=1, le=1_000_000)
+    max_total_tokens: int = Field(default=4096, ge=1, le=10_000_000)
+    response_temperature: float | None = Field(default=None, ge=0, lt=100, validate_default=True)
+    response_top_p: float = Field(default=1.0, gt=0, le=1)
+    response_repetition_penalty: float = Field(default=1.0, gt=0, lt=100)
+    first_temperature: float | None = Field(default=None, ge=0, lt=100)
+    ban_first: tuple[str, ...] = ()
 
     @field_validator("grid")
     @classmethod
@@ -75,6 +147,20 @@ class MagpieConfig(Settings):
             system_text(None, language)
         return language
 
+    @field_validator("personas")
+    @classmethod
+    def _personas_are_there(cls, personas: Path | None) -> Path | None:
+        if personas is not None and not personas.exists():
+            raise ValueError("there is no such file")
+        return personas
+
+    @field_validator("response_temperature")
+    @classmethod
+    def _several_answers_differ(cls, temperature: float | None, info: ValidationInfo) -> float:
+        if temperature is not None:
+            return temperature
+        return SAMPLED_TEMPERATURE if info.data.get("responses", 1) > 1 else 0.0
+
     @property
     def cells(self) -> Grid:
         """The grid's (temperature, top-p) pairs; row n takes pair n modulo their number."""
@@ -86,18 +172,38 @@ class MagpieConfig(Settings):
         return system_text(self.system, self.language)
 
     @property
+    def most_turns(self) -> int:
+        return self.turns
+
+    @functools.cached_property
+    def persona_list(self) -> PersonaList | None:
+        """The personas of the file. Raises InputRefused if it cannot be read."""
+        return read_personas(self.personas) if self.personas else None
+
+    def persona(self, row: int) -> str | None:
+        """The persona of a row."""
+        return self.persona_list.of_row(row, self.seed) if self.persona_list else None
+
+    def system_of(self, persona: str | None) -> str | None:
+        """The system turn of a row with this persona."""
+        return self.system_text if persona is None else persona_turn(persona, self.system_text)
+
+    @property
     def response_sampling(self) -> Sampling:
         return Sampling(
-            temperature=self.response_temperature,
+            temperature=self.response_temperature or 0.0,
             top_p=self.response_top_p,
             repetition_penalty=self.response_repetition_penalty,
         )
 
     def shaping(self) -> dict[str, Any]:
-        """The settings that shape a row's text, as JSON values."""
-        return self.model_dump(mode="json", exclude=NOT_SHAPING | GROWING)
+        """The settings that shape a row's text, as JSON values; of personas what they are, not where they lie."""
+        values = super().shaping()
+        del values["personas"]
+        return values | ({"personas": self.persona_list.sha256} if self.persona_list else {})
 
-    def run_key(self, identity: dict[str, Any]) -> str:
-        """Names the run by what shapes its rows; a row's id is made of this and its number."""
-        shaping = self.shaping() | {"model": identity}
-        return hashlib.sha256(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    def recorded(self) -> dict[str, Any]:
+        listed = self.persona_list
+        personas = {"sha256": listed.sha256, "personas": len(listed.texts)} if listed else None
+        cells = [list(cell) for cell in self.cells]
+        return super().recorded() | {"personas": personas, "system_text": self.system_text, "cells": cells}

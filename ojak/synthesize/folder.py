@@ -1,4 +1,4 @@
-"""What lies in the folder of a Magpie run, and whether a run may go on with it. No model is needed to say so.
+"""What lies in the folder of a run, and whether a run may go on with it. No model is needed to say so.
 
 The folder holds `ledger.sqlite` (every finished request), and once something is done the artifact itself: `data/`,
 `rejected/`, `README.md`, `manifest.json`.
@@ -14,14 +14,12 @@ from ojak._files import disk_errors
 from ojak.artifact import Artifact
 from ojak.errors import ResumeRefused, TargetExists
 from ojak.ledger import Ledger
-from ojak.synthesize.config import GROWING, MagpieConfig
+from ojak.synthesize.config import RunConfig
 
 LEDGER = "ledger.sqlite"
-# After a change to these, rows are judged again.
-JUDGES = ("similarity/text.py", "similarity/rows.py", "_grams.py", "synthesize/magpie.py", "rules")
 
 
-def check_folder(config: MagpieConfig, out: Path) -> None:
+def check_folder(config: RunConfig, out: Path) -> None:
     """Raises TargetExists or ResumeRefused where `config.resume` and what is in the folder do not go together."""
     with disk_errors(out):
         has_run = (out / LEDGER).exists()
@@ -44,7 +42,7 @@ def check_folder(config: MagpieConfig, out: Path) -> None:
         )
 
 
-def check_resumable(config: MagpieConfig) -> None:
+def check_resumable(config: RunConfig) -> None:
     """Raises, before a model is looked at and without writing, what a run would raise for what its folder holds.
 
     Only whether a model's files changed under the same name is left for the run to find.
@@ -61,7 +59,7 @@ def check_resumable(config: MagpieConfig) -> None:
         compare_settings(config, identity, ledger)
 
 
-def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
+def finished_artifact(config: RunConfig, out: Path) -> Artifact | None:
     """The artifact, if it is there, whole, and what this very configuration makes."""
     if not (out / "manifest.json").exists():
         return None
@@ -70,16 +68,12 @@ def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
     return artifact.verify() if same else None
 
 
-def recorded(config: MagpieConfig) -> dict[str, Any]:
-    """The configuration as the manifest keeps it: without where it lies and how far one run went."""
-    kept = config.model_dump(
-        mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"}
-    )
-    cells = [list(cell) for cell in config.cells]
-    return kept | {"system_text": config.system_text, "cells": cells, "code_sha256": code_sha256(JUDGES)}
+def recorded(config: RunConfig) -> dict[str, Any]:
+    """The configuration as the manifest keeps it, and a hash of the code that judges rows."""
+    return config.recorded() | {"code_sha256": code_sha256(config.judges)}
 
 
-def compare_settings(config: MagpieConfig, identity: dict[str, Any], ledger: Ledger) -> None:
+def compare_settings(config: RunConfig, identity: dict[str, Any], ledger: Ledger) -> None:
     """Raises ResumeRefused where the folder was begun with other settings than these, or another engine."""
     if not ledger.counts():  # a folder in which nothing was done yet takes any settings
         return
@@ -92,14 +86,14 @@ def compare_settings(config: MagpieConfig, identity: dict[str, Any], ledger: Led
         )
 
 
-def begun_settings(config: MagpieConfig, identity: dict[str, Any]) -> dict[str, Any]:
+def begun_settings(config: RunConfig, identity: dict[str, Any]) -> dict[str, Any]:
     """What a run remembers of how it was begun: all that shapes a row."""
     return {**config.shaping(), **{f"engine.{name}": value for name, value in identity.items()}}
 
 
-def begun_caps(config: MagpieConfig) -> dict[str, int]:
+def begun_caps(config: RunConfig) -> dict[str, int]:
     """The settings that may grow."""
-    return {name: getattr(config, name) for name in (*sorted(GROWING), "rows")}
+    return {name: getattr(config, name) for name in sorted(config.growing)}
 
 
 def changes(

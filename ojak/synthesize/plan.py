@@ -132,8 +132,8 @@ def plan(config: MagpieConfig) -> Plan:
     share = max(TYPICAL_ANSWERED, known.responses / known.instructions if known.instructions else 0.0)
     answers = 0 if verdict == "finished" else max(0, round(config.rows * share) - known.responses)
     left = {
-        "instruction": round(to_do * tokens["instruction"]),
-        "response": round(answers * tokens["response"]),
+        "instruction": round(to_do * tokens["instruction"] * config.turns),
+        "response": round(answers * tokens["response"] * config.turns * config.responses),
     }
     seconds, seconds_from = _seconds(files, known, sum(left.values()), machine)
     text_bytes = round(sum(left.values()) * CHARACTERS_PER_TOKEN)
@@ -240,7 +240,11 @@ def look_at_model(config: MagpieConfig) -> Files:
             files, weights=weights, multiplied=multiplied, license=files.license or source.license
         )
         chat_prefix(
-            source.chat_template, source.tokenizer, eos_ids=source.stop_ids, system=config.system_text
+            source.chat_template,
+            source.tokenizer,
+            eos_ids=source.stop_ids,
+            system=config.system_text,
+            turns=config.turns,
         )
     except OjakError as error:
         return replace(files, refused=_sentence(error))

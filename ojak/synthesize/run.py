@@ -1,4 +1,4 @@
-"""A Magpie run in its folder (`folder.py`): begun or resumed, stopped cleanly, published as an artifact."""
+"""A run in its folder (`folder.py`): begun or resumed, stopped cleanly, published as an artifact."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,8 @@ from ojak.engines.base import Engine
 from ojak.engines.open import EngineSpec, open_engine
 from ojak.errors import OjakError, Stopped
 from ojak.ledger import Ledger
-from ojak.synthesize.config import MagpieConfig
+from ojak.synthesize.asking import Asking, Step
+from ojak.synthesize.config import MagpieConfig, RunConfig
 from ojak.synthesize.folder import (
     LEDGER,
     begun_caps,
@@ -32,6 +34,7 @@ from ojak.synthesize.folder import (
 from ojak.synthesize.magpie import MagpieRun
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Begin = Callable[[Engine, Ledger], Asking]
 
 
 def synthesize_magpie(
@@ -50,26 +53,44 @@ def synthesize_magpie(
     Raises ResumeRefused if the folder holds a run with other settings, TargetExists if nothing may be resumed there,
     Locked if another process works in it, InputRefused for a model that cannot do this, ResourceExhausted.
     """
+
+    def begin(engine: Engine, ledger: Ledger) -> Asking:
+        return MagpieRun(config, engine, ledger, progress)
+
+    return run_in_folder(config, "magpie", begin, engine, notify)
+
+
+def run_in_folder(
+    config: RunConfig,
+    kind: str,
+    begin: Begin,
+    engine: Engine | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Artifact:
+    """Runs what `begin` makes of an engine and the folder's ledger, and publishes it as an artifact of this kind.
+
+    Raises what `synthesize_magpie` does.
+    """
     out = Path(config.out)
     check_folder(config, out)  # before the lock, which makes the folder
     with TargetLock(out):
         check_folder(config, out)
         if finished := finished_artifact(config, out):
             return finished
-        begin = time.perf_counter()
+        started = time.perf_counter()
         engine = engine or load_engine(config, notify)
         with _ledger(out) as ledger:
             compare_settings(config, engine.identity, ledger)
             ledger.set_meta("settings", begun_settings(config, engine.identity))
             ledger.set_meta("caps", begun_caps(config))
-            run = MagpieRun(config, engine, ledger, progress)
+            run = begin(engine, ledger)
             with _signals(run) as received:
                 try:
                     run.run()
                 except KeyboardInterrupt:
                     run.stopped = run.stopped or "signal"
                 run.settle()
-            artifact = _publish(run, out, loading_s=run.started - begin)
+            artifact = _publish(run, kind, out, loading_s=run.started - started)
     if received:
         raise Stopped(
             received[0],
@@ -92,14 +113,14 @@ def _ledger(out: Path) -> Iterator[Ledger]:
             raise
 
 
-def load_engine(config: MagpieConfig, notify: Callable[[str], None] | None = None) -> Engine:
+def load_engine(config: RunConfig, notify: Callable[[str], None] | None = None) -> Engine:
     """The engine for `config.model`: the scripted one by its name, otherwise the model in the embedded one."""
     spec = EngineSpec(model=config.model, accept_license=config.accept_license)
-    return open_engine(spec, system=config.system_text, notify=notify)
+    return open_engine(spec, system=config.system_text, turns=config.most_turns, notify=notify)
 
 
 @contextlib.contextmanager
-def _signals(run: MagpieRun) -> Iterator[list[int]]:
+def _signals(run: Asking) -> Iterator[list[int]]:
     """Turns the first Ctrl-C or SIGTERM into KeyboardInterrupt, and notes which it was; a second one acts as usual.
 
     While the run does its books (`run.busy`) it is only told to stop, so that no row is left half judged.
@@ -124,36 +145,33 @@ def _signals(run: MagpieRun) -> Iterator[list[int]]:
             signal.signal(which, handler)
 
 
-def _publish(run: MagpieRun, out: Path, loading_s: float) -> Artifact:
+def _publish(run: Asking, kind: str, out: Path, loading_s: float) -> Artifact:
     seconds = run.ledger.totals().seconds
-    sides = {
-        kind: sum(e.token_count for e in run.ledger.entries(kind)) for kind in ("instruction", "response")
-    }
-    tokens = sum(sides.values())
+    sides: Counter[str] = Counter()
+    for entry in run.ledger.entries():
+        sides[Step.of(entry.kind).side] += entry.token_count
+    tokens = sides.total()
     stats = {
         "completion_tokens": tokens,
-        "instruction_tokens": sides["instruction"],
-        "response_tokens": sides["response"],
+        **{f"{side}_tokens": sides[side] for side in run.sides},
         "seconds": round(seconds, 3),
         "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
         "loading_seconds": round(loading_s, 3),
         "ledger_seconds": round(run.ledger_seconds, 4),
         "stopped": run.stopped,
-        "pending": sum(not row.finished for row in run.rows),
-        "grid": [list(cell) for cell in run.config.cells],
+        "pending": run.pending(),
         "engine": {**run.engine.identity, **run.engine.stats()},
-        "pre_query": run.prefix.pre_query,
-        "post_query": run.prefix.post_query,
+        **run.facts(),
         "hardware": hardware(),
         **run.engine.provenance(),
     }
     return publish(
         out,
-        kind="magpie",
+        kind=kind,
         records=run.accepted(),
         rejected=run.rejected(),
-        config=recorded(run.config),
-        counts={"failed": sum(row.reason == "failed" for row in run.rows)},
+        config=recorded(run.settings),
+        counts={"failed": run.failed()},
         stats=stats,
         replace=True,
     )
@@ -189,6 +207,7 @@ def summary(artifact: Artifact) -> dict[str, Any]:
         "rejected": counts["rejected"],
         "failed": counts["failed"],
         **{name: stats.get(name) for name in names},
+        **{name: stats[name] for name in ("turns", "turn_ends") if name in stats},
         "ledger_seconds": stats.get("ledger_seconds"),
         "planned_bytes": engine.get("planned_bytes"),
         "peak_rss_bytes": engine.get("peak_rss_bytes"),

@@ -1,8 +1,8 @@
 """Magpie runs in processes of their own: `python magpie_processes.py` reads tasks, forks a run for each, tells its end.
 
 A task is a line of JSON: {"out", "rows", "seed" (order of completion), "log" (a line is added for each request that is
-sent), "pause_s" (per request), "kill_after" ([requests, seconds]: SIGKILL that long after so many), "file_limit" (bytes)}.
-The reply is {"status": exit code or minus signal}. The imports are paid for once.
+sent), "pause_s" (per request), "kill_after" ([requests, seconds]: SIGKILL that long after so many), "file_limit" (bytes),
+"settings" (more of Magpie's), "personas" (settings of a run of personas instead)}. The reply is {"status": exit code or minus signal}. The imports are paid for once.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def _work(task: dict[str, Any]) -> int:
     """The run itself, in the forked process."""
     from ojak.errors import OjakError
     from ojak.model.request import Request
+    from ojak.synthesize.personas import LABEL, PersonasConfig, synthesize_personas
     from ojak.synthesize.run import synthesize_magpie
     from scripted_runs import Recorder, answers, config
 
@@ -74,13 +75,17 @@ def _work(task: dict[str, Any]) -> int:
     def logged(request: Request) -> str:
         os.write(log, (json.dumps(request.tag) + "\n").encode())
         time.sleep(task.get("pause_s", 0))
-        return answers(request)
+        return f"{LABEL} {answers(request)}" if "personas" in task else answers(request)
 
     if limit := task.get("file_limit"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         engine = Recorder(logged, shuffle_seed=task.get("seed", 0))
-        synthesize_magpie(config(Path(task["out"]), task["rows"]), engine=engine)
+        out = Path(task["out"])
+        if settings := task.get("personas"):
+            synthesize_personas(PersonasConfig(model="scripted", out=out, **settings), engine=engine)
+        else:
+            synthesize_magpie(config(out, task["rows"], **task.get("settings", {})), engine=engine)
     except OjakError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

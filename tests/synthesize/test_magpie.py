@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ojak._progress import Progress
 from ojak.artifact import verify
 from ojak.chat import ChatPrefix
 from ojak.engines.base import Capabilities
@@ -375,7 +377,7 @@ def test_a_budget_of_minutes_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, str]
 ) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr(magpie.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     artifact = run(tmp_path, ROWS, limit_minutes=1)
     assert artifact.stats["stopped"] == "limit_minutes"
     assert 0 < artifact.counts["rows"] < ROWS
@@ -409,7 +411,7 @@ def test_the_clock_is_looked_at_while_nothing_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr(magpie.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     engine = Endless()
     assert run(tmp_path, 8, engine=engine, limit_minutes=1).stats["stopped"] == "limit_minutes"
     assert engine.drawn_tokens <= 60
@@ -468,7 +470,7 @@ def test_a_signal_amid_the_books_leaves_no_row_half_judged(
 
 
 class WithoutTemplate(Recorder):
-    def chat_prefix(self, system: str | None = None) -> ChatPrefix:
+    def chat_prefix(self, system: str | None = None, *, turns: int = 1) -> ChatPrefix:
         raise InputRefused("the model has no chat template", fix="use an instruction-tuned model")
 
 
@@ -540,7 +542,7 @@ def test_the_listener_hears_how_far_the_run_is(tmp_path: Path) -> None:
         def __init__(self) -> None:
             self.seen: list[tuple[int, int, int]] = []
 
-        def update(self, state: magpie.Progress) -> None:
+        def update(self, state: Progress) -> None:
             self.seen.append((state.rows_done, state.accepted, sum(state.rejected.values())))
             assert state.rows_total == ROWS
             self.last = state
