@@ -6,6 +6,7 @@ answer is taken. Rows are foreign input: a label that is missing or of another t
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,7 +86,7 @@ def named(texts: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _split(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
-    if equals and name and path and not Path(text).exists():
+    if equals and name and path and not os.path.exists(text):  # False for what no file can be called
         return name[:MOST_NAME_CHARS], Path(path)
     bare = Path(text).absolute().name
     stem = bare if Path(text).is_dir() else bare.partition(".")[0] or bare
