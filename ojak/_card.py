@@ -124,20 +124,18 @@ def _curation(line: Sequence[Manifest]) -> Iterator[str]:
 
 
 def _judges(line: Sequence[Manifest]) -> Iterator[str]:
-    """What a calibration says of each judge whose labels were used."""
+    """What a calibration says of each judge whose labels were used: `stats["calibrations"]`, as they are kept."""
     for manifest in line:
-        for place in (("stats", "calibration"), ("stats", "judge", "calibration"), ("stats", "judge")):
-            found = _dig(manifest, *place)
+        for found in _list(_dig(manifest, "stats", "calibrations")):
             if isinstance(_dig(found, "auroc"), dict):
                 yield _judge(found)
-                break
 
 
 def _judge(found: Manifest) -> str:
-    usable = {True: "It may filter.", False: "It may tag, not filter."}.get(found.get("usable"), "")
-    who = code(found.get("model") or found.get("name") or "judge")
+    usable = "It may filter." if found.get("usable") is True else "It may tag, not filter."
+    who = code(_dig(found, "identity", "model") or "judge")
     rows = [(code(name), *_interval(value)) for name, value in found["auroc"].items()]
-    text = f"How well {who} tells good rows from corrupted ones (0.5 is chance). {usable}".strip()
+    text = f"How well {who} tells good rows from corrupted ones (0.5 is chance). {usable}"
     return f"## Judge\n\n{text}\n\n" + _table(("corruption", "AUROC", "low", "high"), rows)
 
 
@@ -157,20 +155,27 @@ def _stages(line: Sequence[Manifest]) -> str:
 
 def _models(line: Sequence[Manifest]) -> str:
     found: dict[tuple[str, ...], None] = {}
-    for manifest in reversed(line):
-        stats = manifest["stats"]
-        name = _dig(stats, "engine", "model") or manifest["config"].get("model") or stats.get("name")
-        digest = _dig(stats, "engine", "model_sha256") or stats.get("model_sha256") or stats.get("sha256")
+    for name, *facts in (model for manifest in reversed(line) for model in _used(manifest)):
         if isinstance(name, str) and name:
-            facts = (name, digest, stats.get("license"), stats.get("quantization"))
-            found[tuple(code(fact) if isinstance(fact, str) else "not recorded" for fact in facts)] = None
+            known = [code(fact) if isinstance(fact, str) and fact else "not recorded" for fact in facts]
+            found[(code(name), *known)] = None
     table = _table(("model", "SHA-256", "licence", "quantised as"), found)
     return f"## Models\n\n{table}" if found else ""
 
 
+def _used(manifest: Manifest) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """(name, hash, licence, quantisation) of each model that a stage used: the writer's, and those that judged."""
+    stats = manifest["stats"]
+    name = _dig(stats, "engine", "model") or manifest["config"].get("model") or stats.get("name")
+    digest = _dig(stats, "engine", "model_sha256") or stats.get("model_sha256") or stats.get("sha256")
+    yield name, digest, stats.get("license"), stats.get("quantization")
+    for judge in _list(stats.get("annotators")):
+        yield _dig(judge, "model"), _dig(judge, "model_sha256"), _dig(judge, "license"), _dig(judge, "quantization")
+
+
 def _settings(line: Sequence[Manifest]) -> str:
     """The settings of every stage, seeds included, as JSON: no line of it can end the block."""
-    settings = {each["kind"]: each["config"] for each in reversed(line)}
+    settings = [{"stage": each["kind"], "settings": each["config"]} for each in reversed(line)]
     text = "\n".join(plain(part, keep="") for part in json.dumps(settings, ensure_ascii=False, indent=2).split("\n"))
     more = "\n... the rest is in manifest.json" if len(text) > MOST_SETTINGS_CHARS else ""
     return f"## Settings and seeds\n\n```json\n{text[:MOST_SETTINGS_CHARS]}{more}\n```\n"

@@ -20,7 +20,7 @@ HOSTILE = [
     "www.evil.test", "`code` | cell | \\| x", "**bold** _x_ # head", "a\n\n# head\n---\nlicense: mit\n---", "\x1b[31mred\x1b]0;own\x07",
     "\u202eevil\u202c\u2066x", "@someone $$x$$", "```\n<b>out</b>\n```", "~~~\nout", "\ud800", "x" * 5000, "",
 ]  # fmt: skip
-CALIBRATION = {"auroc": {"truncated": [0.91, 0.88, 0.94], "off-topic": [0.6, 0.5, 0.7]}, "usable": False}
+CALIBRATION = {"identity": {"model": "a-judge"}, "auroc": {"truncated": [0.91, 0.88, 0.94], "off-topic": [0.6, 0.5, 0.7]}, "usable": False}
 
 
 def pairs(count: int) -> Iterator[Conversation]:
@@ -50,7 +50,7 @@ def curated(path: Path, source: Artifact, **stats: Any) -> Artifact:
     gone = [Rejected(f"r{i}", "too_short", "curate") for i in (10, 11)]
     return publish(
         path, kind="curate", records=pairs(10), rejected=gone, config={"recipe": "air-300k"}, inputs=[source],
-        stats={"funnel": funnel, "not_applied": {"reward": "no row has this score"}, "calibration": CALIBRATION, **stats},
+        stats={"funnel": funnel, "not_applied": {"reward": "no row has this score"}, "calibrations": [CALIBRATION], "annotators": [{"model": "a-judge"}], **stats},
     )  # fmt: skip
 
 
@@ -86,6 +86,8 @@ def test_a_curated_set_tells_of_everything_before_it(tmp_path: Path) -> None:
         "| `reward` | `no row has this score` |",
         "| `truncated` | 0.910 | 0.880 | 0.940 |",
         "It may tag, not filter.",
+        "How well `a-judge` tells",
+        "| `a-judge` | not recorded |",
         f"| `smollm2-135m-instruct` | `{'b' * 64}` | `apache-2.0` | `Q4_1` |",
         '"recipe": "air-300k"',
         '"seed": 7',
@@ -122,8 +124,8 @@ def test_hostile_facts_do_nothing(tmp_path: Path, load: str) -> None:
         stats={"license": text, "quantization": text, "engine": {"model": text}},
     )
     funnel = [{"rule": text, "in": text, "rejected": [text]}, text, None]
-    judged = {"auroc": {text: [text, None]}, "model": text, "usable": text}
-    artifact = curated(tmp_path / "c", source, funnel=funnel, not_applied={text or "k": text}, calibration=judged)
+    judged = {"auroc": {text: [text, None]}, "identity": {"model": text}, "usable": text}
+    artifact = curated(tmp_path / "c", source, funnel=funnel, not_applied={text or "k": text}, calibrations=[judged, text], annotators=[{"model": text}, text])
     head, body = card(artifact)
     assert set(head) == {"pretty_name", "size_categories", "task_categories", "tags", "configs"}
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", body)

@@ -95,10 +95,9 @@ def _counter(tokenizer: str | None) -> tuple[Count, str]:
     """How lengths are counted, and in what: the tokens of a model's tokenizer, or words."""
     if tokenizer is None:
         return count_words, "words"
-    from ojak.model import hub
     from ojak.model.load import read_source
 
-    found = read_source(hub.find(tokenizer)).tokenizer
+    found = read_source(tokenizer).tokenizer
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in found.encode_batch(texts, special=False)]
