@@ -22,7 +22,13 @@ from ojak.errors import OjakError
 Manifest = Mapping[str, Any]
 
 MOST_ANCESTORS, MOST_ROWS, MOST_SETTINGS_CHARS = 16, 60, 20_000
-SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 LIMITS = (
     "A language model wrote the text. It can be wrong, one-sided or out of date, and can repeat what the model read.",
@@ -85,7 +91,9 @@ def _head(manifest: Manifest, splits: Mapping[str, int], line: Sequence[Manifest
     listed = [split for split, rows in splits.items() if rows] or list(splits)
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in listed]
     rows = sum(splits.values())
-    language = next((_dig(each, "config", "language") for each in line if _dig(each, "config", "language")), None)
+    language = next(
+        (_dig(each, "config", "language") for each in line if _dig(each, "config", "language")), None
+    )
     head = {
         "pretty_name": f"{rows:,} rows made with ojak ({manifest['kind']})",
         "size_categories": [next((name for most, name in SIZES if rows < most), "n>10M")],
@@ -115,7 +123,10 @@ def _curation(line: Sequence[Manifest]) -> Iterator[str]:
     for manifest in line:
         funnel = [step for step in _list(_dig(manifest, "stats", "funnel")) if isinstance(step, dict)]
         if funnel:
-            steps = [(code(step.get("rule")), _number(step.get("in")), _number(step.get("rejected"))) for step in funnel]
+            steps = [
+                (code(step.get("rule")), _number(step.get("in")), _number(step.get("rejected")))
+                for step in funnel
+            ]
             yield f"## Filters ({manifest['kind']})\n\n" + _table(("rule", "rows in", "rejected"), steps)
         missing = _dig(manifest, "stats", "not_applied")
         if isinstance(missing, dict) and missing:
@@ -170,13 +181,20 @@ def _used(manifest: Manifest) -> Iterator[tuple[Any, Any, Any, Any]]:
     digest = _dig(stats, "engine", "model_sha256") or stats.get("model_sha256") or stats.get("sha256")
     yield name, digest, stats.get("license"), stats.get("quantization")
     for judge in _list(stats.get("annotators")):
-        yield _dig(judge, "model"), _dig(judge, "model_sha256"), _dig(judge, "license"), _dig(judge, "quantization")
+        yield (
+            _dig(judge, "model"),
+            _dig(judge, "model_sha256"),
+            _dig(judge, "license"),
+            _dig(judge, "quantization"),
+        )
 
 
 def _settings(line: Sequence[Manifest]) -> str:
     """The settings of every stage, seeds included, as JSON: no line of it can end the block."""
     settings = [{"stage": each["kind"], "settings": each["config"]} for each in reversed(line)]
-    text = "\n".join(plain(part, keep="") for part in json.dumps(settings, ensure_ascii=False, indent=2).split("\n"))
+    text = "\n".join(
+        plain(part, keep="") for part in json.dumps(settings, ensure_ascii=False, indent=2).split("\n")
+    )
     more = "\n... the rest is in manifest.json" if len(text) > MOST_SETTINGS_CHARS else ""
     return f"## Settings and seeds\n\n```json\n{text[:MOST_SETTINGS_CHARS]}{more}\n```\n"
 

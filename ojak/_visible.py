@@ -1,6 +1,6 @@
 """Characters that show nothing, or act on a terminal or on the order of a text, as signs that can be seen.
 
-Generated text and other people's files are hostile: what a page, a card or a terminal shows of them passes through here.
+Generated text and other people's files are hostile: what a page, a card or a terminal shows of them goes through here.
 """
 
 from __future__ import annotations

@@ -20,7 +20,11 @@ HOSTILE = [
     "www.evil.test", "`code` | cell | \\| x", "**bold** _x_ # head", "a\n\n# head\n---\nlicense: mit\n---", "\x1b[31mred\x1b]0;own\x07",
     "\u202eevil\u202c\u2066x", "@someone $$x$$", "```\n<b>out</b>\n```", "~~~\nout", "\ud800", "x" * 5000, "",
 ]  # fmt: skip
-CALIBRATION = {"identity": {"model": "a-judge"}, "auroc": {"truncated": [0.91, 0.88, 0.94], "off-topic": [0.6, 0.5, 0.7]}, "usable": False}
+CALIBRATION = {
+    "identity": {"model": "a-judge"},
+    "auroc": {"truncated": [0.91, 0.88, 0.94], "off-topic": [0.6, 0.5, 0.7]},
+    "usable": False,
+}
 
 
 def pairs(count: int) -> Iterator[Conversation]:
@@ -39,7 +43,10 @@ def magpie(path: Path, **more: Any) -> Artifact:
     settings: dict[str, Any] = {"model": "smollm2-135m-instruct", "seed": 7, "language": "de"}
     engine = {"model": "smollm2-135m-instruct", "model_sha256": "b" * 64}
     stats = {"engine": engine, "license": "apache-2.0", "quantization": "Q4_1"}
-    gone = [Rejected("x", "instruction_cut", "magpie", "and"), Rejected("y", "instruction_cut", "magpie", "or")]
+    gone = [
+        Rejected("x", "instruction_cut", "magpie", "and"),
+        Rejected("y", "instruction_cut", "magpie", "or"),
+    ]
     return publish(
         path, kind="magpie", records=pairs(12), rejected=gone, **{"config": settings, "stats": stats, **more}
     )
@@ -117,7 +124,9 @@ def test_sources_in_a_circle_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("load", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_facts_do_nothing(tmp_path: Path, load: str) -> None:
-    text = load.encode("utf-8", "replace").decode()  # a manifest holds no halves of characters; see the next test
+    text = load.encode(
+        "utf-8", "replace"
+    ).decode()  # a manifest holds no halves of characters; see the next test
     source = magpie(
         tmp_path / "m",
         config={"model": text, "language": text, "system": text, text or "k": [text]},
@@ -125,7 +134,14 @@ def test_hostile_facts_do_nothing(tmp_path: Path, load: str) -> None:
     )
     funnel = [{"rule": text, "in": text, "rejected": [text]}, text, None]
     judged = {"auroc": {text: [text, None]}, "identity": {"model": text}, "usable": text}
-    artifact = curated(tmp_path / "c", source, funnel=funnel, not_applied={text or "k": text}, calibrations=[judged, text], annotators=[{"model": text}, text])
+    artifact = curated(
+        tmp_path / "c",
+        source,
+        funnel=funnel,
+        not_applied={text or "k": text},
+        calibrations=[judged, text],
+        annotators=[{"model": text}, text],
+    )
     head, body = card(artifact)
     assert set(head) == {"pretty_name", "size_categories", "task_categories", "tags", "configs"}
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", body)

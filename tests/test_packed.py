@@ -65,13 +65,17 @@ def test_several_packed_pieces_in_one_file_are_read(tmp_path: Path) -> None:
 def test_a_packed_file_that_was_cut_off_or_changed_is_refused(
     tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
-    whole = pack(as_lines([{"text": "".join(chr(33 + (i * i * j) % 90) for i in range(200))} for j in range(300)]))
+    whole = pack(
+        as_lines([{"text": "".join(chr(33 + (i * i * j) % 90) for i in range(200))} for j in range(300)])
+    )
     path = tmp_path / "rows.jsonl"
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputRefused, match="cannot be unpacked"):
         loaded(path)
     middle = len(whole) // 2
-    path.write_bytes(whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 40]) + whole[middle + 40 :])
+    path.write_bytes(
+        whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 40]) + whole[middle + 40 :]
+    )
     with pytest.raises(InputRefused):
         loaded(path)
 
@@ -143,7 +147,9 @@ def test_sharegpt_preferences(tmp_path: Path, listed: bool) -> None:
     if listed:
         row |= {name: [answer] for name, answer in answers.items()}
     (path := tmp_path / "x.jsonl").write_bytes(as_lines([row]))
-    expected = Preference("a", [turn("user", "Hi")], [turn("assistant", "chosen")], [turn("assistant", "rejected")])
+    expected = Preference(
+        "a", [turn("user", "Hi")], [turn("assistant", "chosen")], [turn("assistant", "rejected")]
+    )
     assert loaded(path) == [expected]
 
 
@@ -151,7 +157,9 @@ def test_foreign_tables_are_read_by_their_columns(tmp_path: Path) -> None:
     alpaca, sharegpt, own = tmp_path / "a.parquet", tmp_path / "s.parquet", tmp_path / "o.parquet"
     pq.write_table(pa.Table.from_pylist([{**rows(1)[0], "difficulty": "easy"}]), alpaca)
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
-    pq.write_table(pa.Table.from_pylist([{"conversations": turns, "instruction": "Hi", "response": "Ho"}]), sharegpt)
+    pq.write_table(
+        pa.Table.from_pylist([{"conversations": turns, "instruction": "Hi", "response": "Ho"}]), sharegpt
+    )
     assert loaded(alpaca)[0].messages == [turn("user", "Name 0."), turn("assistant", "0!")]
     assert loaded(alpaca)[0].meta == {"extra": {"difficulty": "easy"}}
     assert loaded(sharegpt)[0].messages == [turn("user", "Hi"), turn("assistant", "Ho")]

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def push(
     folder: Annotated[Path, typer.Argument(parser=place, metavar="DIR", help="The folder of an artifact.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="The data set on the hub: user/name.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody read it; otherwise it is private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read it; otherwise it is private.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, and show the files and the card; no network.")
     ] = False,

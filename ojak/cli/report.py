@@ -64,7 +64,9 @@ def compare(
             metavar="[NAME=]SET...", help="Two or more: folders of artifacts, or files, packed or not."
         ),
     ],
-    out: Annotated[Path, typer.Option(parser=place, metavar="PAGE", help="The new page, such as compare.html.")],
+    out: Annotated[
+        Path, typer.Option(parser=place, metavar="PAGE", help="The new page, such as compare.html.")
+    ],
     cosine: Annotated[
         float, typer.Option(min=0, max=1, help="Instructions this near to each other cover each other.")
     ] = 0.7,
@@ -74,7 +76,9 @@ def compare(
     tokenizer: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="Count the tokens of this model; otherwise words.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which instructions are drawn from sets of more than 10,000.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Which instructions are drawn from sets of more than 10,000.")
+    ] = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

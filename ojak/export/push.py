@@ -75,7 +75,9 @@ def plan_push(folder: Path | str, repo: str, *, private: bool = True) -> PushPla
     InputRefused where there is no artifact, or a secret is found in it (the message names rows, never the secret).
     """
     if not REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
-        raise UsageError(f"{repo!r} is no name of a data set on the hub", fix="give user/name or organisation/name")
+        raise UsageError(
+            f"{repo!r} is no name of a data set on the hub", fix="give user/name or organisation/name"
+        )
     artifact = verify(folder)
     personal = _search(artifact)
     manifest = artifact.path / MANIFEST
@@ -84,7 +86,9 @@ def plan_push(folder: Path | str, repo: str, *, private: bool = True) -> PushPla
     card = (artifact.path / CARD).read_text("utf-8")
     stopped = artifact.stats.get("stopped")
     rows = sum(artifact.splits.values())
-    return PushPlan(artifact.path, repo, private, rows, tuple(files), card, personal, str(stopped) if stopped else None)
+    return PushPlan(
+        artifact.path, repo, private, rows, tuple(files), card, personal, str(stopped) if stopped else None
+    )
 
 
 def push(plan: PushPlan, *, api: HfApi | None = None) -> Pushed:
@@ -178,7 +182,9 @@ def _operations(plan: PushPlan, removed: Sequence[str]) -> list[Any]:
     for file in plan.files:
         operation = CommitOperationAdd(file.path, plan.folder / file.path)
         if operation.upload_info.sha256.hex() != file.sha256:
-            raise VerificationFailed(f"{plan.folder / file.path} has changed", why="it was checked a moment ago")
+            raise VerificationFailed(
+                f"{plan.folder / file.path} has changed", why="it was checked a moment ago"
+            )
         operations.append(operation)
     return [*operations, *(CommitOperationDelete(name, is_folder=False) for name in removed)]
 
@@ -187,7 +193,12 @@ def _operations(plan: PushPlan, removed: Sequence[str]) -> list[Any]:
 def _hub_errors(repo: str) -> Iterator[None]:
     """What the hub or the way to it says no with, as an error for a person."""
     import httpx2
-    from huggingface_hub.errors import BadRequestError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import (
+        BadRequestError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+    )
 
     try:
         yield
@@ -199,10 +210,14 @@ def _hub_errors(repo: str) -> Iterator[None]:
         status = error.response.status_code
         if status in (401, 403, 404):
             raise _refused(repo, f"it answers {status}: {_first_line(error)}") from error
-        raise EngineUnavailable(f"the hub did not take {repo}", why=f"{status}: {_first_line(error)}") from error
+        raise EngineUnavailable(
+            f"the hub did not take {repo}", why=f"{status}: {_first_line(error)}"
+        ) from error
     except (httpx2.HTTPError, ConnectionError) as error:
         raise EngineUnavailable(
-            "the hub does not answer", why=_first_line(error), fix="try again later; nothing was changed by halves"
+            "the hub does not answer",
+            why=_first_line(error),
+            fix="try again later; nothing was changed by halves",
         ) from error
     except ValueError as error:  # what the hub says of a card
         raise InputRefused(f"the hub does not take the card of {repo}", why=str(error)[:500]) from error

@@ -123,8 +123,9 @@ def _variety(sets: Sequence[DataSet], seed: int) -> Variety:
 
 @dataclass(slots=True)
 class Nearness:
-    """What embeddings say. distances: to the nearest other instruction of the same set; `equal_distances`: the same
-    among so many of each set as the smallest has. coverage[a][b]: share of a that is near one of b (or another of a)."""
+    """What embeddings say. distances: to the nearest other instruction of the same set; equal_distances: the same
+    among so many of each set as the smallest has. coverage[a][b]: the share of a that is near one of b; of a itself,
+    near another one."""
 
     model: str
     map: variety.Map
@@ -191,8 +192,9 @@ def _facts(
 ) -> list[dict[str, Any]]:
     """The numbers of each set, as the page and `--json` give them."""
     facts = [_set_facts(index, each, unit, varied) for index, each in enumerate(sets)]
-    for index, each in enumerate(facts if near else ()):
-        assert near is not None
+    if near is None:
+        return facts
+    for index, each in enumerate(facts):
         each["neighbor_distance_median"] = _median(near.distances[index])
         each["neighbor_distance_median_at_equal_size"] = _median(near.equal_distances[index])
         each["covered_by"] = {

@@ -102,7 +102,13 @@ def distance_lines(distances: Sequence[NDArray[np.float32]]) -> Lines:
     marks = [Mark(_x(value / 5), f"{value / 5:.1f}") for value in range(6)]
     medians = [f"median {np.median(each):.2f}" if len(each) else "no neighbour" for each in distances]
     return _stairs_figure(
-        "Distance to the nearest neighbour", "cosine distance", "instructions", "; ".join(medians), shares, names, marks
+        "Distance to the nearest neighbour",
+        "cosine distance",
+        "instructions",
+        "; ".join(medians),
+        shares,
+        names,
+        marks,
     )
 
 
@@ -169,7 +175,10 @@ def curve_lines(what: str, y_unit: str, curves: Sequence[Curve]) -> Lines:
     ticks = [Mark(at(10**power), number(10**power)) for power in range(1, int(high) + 1)]
     sizes = sorted({size for curve in curves for size, _ in curve})
     shares = [dict(curve) for curve in curves]
-    table = [(number(size), [percent(each[size]) if size in each else "\u2013" for each in shares]) for size in sizes]
+    table = [
+        (number(size), [percent(each[size]) if size in each else "\u2013" for each in shares])
+        for size in sizes
+    ]
     ends = "; ".join(f"{percent(curve[-1][1])} of {number(curve[-1][0])}" for curve in curves if curve)
     return Lines(what, "instructions", y_unit, ends, paths, ticks, y_ticks, table)
 
@@ -247,9 +256,17 @@ def category_grid(categories: Sequence[Mapping[str, int]]) -> Grid:
     for counts, total in zip(categories, totals, strict=True):
         for label, rows in counts.items():
             weight[label] += rows / total  # a share, so that a large set does not decide alone
-    named = [label for label, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES]]
+    named = [
+        label for label, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES]
+    ]
     shares = [
-        (label, [counts.get(label, 0) / total if total else None for counts, total in zip(categories, totals, strict=True)])
+        (
+            label,
+            [
+                counts.get(label, 0) / total if total else None
+                for counts, total in zip(categories, totals, strict=True)
+            ],
+        )
         for label in named
     ]
     return _tinted(shares, [*totals])
@@ -268,7 +285,9 @@ def _tinted(
     found: list[tuple[str, list[HeatCell | None]]] = []
     for at, (name, line) in enumerate(lines):
         cells = [
-            None if share is None else HeatCell(percent(share), _level(share / most), rows[at if across else column])
+            None
+            if share is None
+            else HeatCell(percent(share), _level(share / most), rows[at if across else column])
             for column, share in enumerate(line)
         ]
         found.append((name, cells))

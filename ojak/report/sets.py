@@ -29,7 +29,9 @@ MOST_LABELS = 200  # different ones that are counted for a field: there may be a
 BATCH_ROWS = 512
 LABEL_FIELDS = ("input_quality", "difficulty", "task_category")
 # A word is a run of letters and digits; scripts that write without spaces are counted by their characters.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f]|[^\W_]+(?:['\u2019][^\W_]+)*")
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f]|[^\W_]+(?:['\u2019][^\W_]+)*"
+)
 
 Count: TypeAlias = Callable[[Sequence[str]], Sequence[int]]
 

@@ -109,7 +109,7 @@ class Map:
 
 
 def choose(asked: Literal["auto", "pca", "tsne"], points: int) -> Projection:
-    """t-SNE where scikit-learn is there and the points are not too many; raises UsageError if it is asked for in vain."""
+    """t-SNE where scikit-learn is there and the points are few enough. Raises UsageError if it is asked for in vain."""
     from importlib.util import find_spec
 
     there = find_spec("sklearn") is not None
@@ -130,7 +130,9 @@ def project(matrices: Sequence[Matrix], how: Projection, seed: int) -> Map:
     flat = [(matrix - share.mean) @ axes for matrix in matrices]
     if how == "pca":
         kept = share.of_two
-        return Map(flat, f"principal components (PCA): the two axes hold {100 * kept:.0f}\u00a0% of the variance")
+        return Map(
+            flat, f"principal components (PCA): the two axes hold {100 * kept:.0f}\u00a0% of the variance"
+        )
     return Map(_tsne(np.concatenate(flat), [len(part) for part in flat], seed), f"t-SNE, seed {seed}")
 
 

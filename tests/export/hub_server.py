@@ -62,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
     def _create(self, asked: dict[str, Any]) -> None:
         repo = f"{asked.get('organization') or 'user'}/{asked['name']}"
         there = repo in self.hub.repos
-        self.hub.repos.setdefault(repo, {"private": asked.get("private", asked.get("visibility") == "private"), "files": {}})
+        self.hub.repos.setdefault(
+            repo, {"private": asked.get("private", asked.get("visibility") == "private"), "files": {}}
+        )
         self._answer({"url": f"{self.hub.url}/datasets/{repo}", "name": repo}, 409 if there else 200)
 
     def _validate(self, content: str) -> None:
@@ -76,7 +78,9 @@ class Handler(BaseHTTPRequestHandler):
         elif not rest or rest[0] == "revision":
             found = self.hub.repos[repo]
             files = [{"rfilename": name} for name in found["files"]]
-            self._answer({"id": repo, "sha": "0" * 40, "private": found["private"], "siblings": files, "tags": []})
+            self._answer(
+                {"id": repo, "sha": "0" * 40, "private": found["private"], "siblings": files, "tags": []}
+            )
         elif rest[0] == "preupload":
             asked = [file["path"] for file in json.loads(body)["files"]]
             files = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked]
@@ -94,7 +98,9 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/datasets/{repo}/commit/{oid}"
         self._answer({"commitUrl": url, "commitOid": oid, "hookOutput": ""})
 
-    def _answer(self, value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> None:
+    def _answer(
+        self, value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+    ) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
         for name, text in {"Content-Type": "application/json", **(headers or {})}.items():

@@ -34,7 +34,9 @@ class Embedder:
 def neighbors(matrix: Any) -> Any:
     cosines = matrix @ matrix.T
     np.fill_diagonal(cosines, -2)
-    return SimpleNamespace(distance=(1 - cosines.max(axis=1)).astype(np.float32), index=cosines.argmax(axis=1))
+    return SimpleNamespace(
+        distance=(1 - cosines.max(axis=1)).astype(np.float32), index=cosines.argmax(axis=1)
+    )
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,19 +30,37 @@ from ojak.report.sets import named, read_set
 
 PCA = CompareConfig(projection="pca")
 NO_SKLEARN = importlib.util.find_spec("sklearn") is None
-TOPICS = ["tides", "bread", "maps", "trains", "bees", "rain", "chess", "birds", "ink", "soup", "wool", "stars"]
+TOPICS = [
+    "tides",
+    "bread",
+    "maps",
+    "trains",
+    "bees",
+    "rain",
+    "chess",
+    "birds",
+    "ink",
+    "soup",
+    "wool",
+    "stars",
+]
 
 
 def alpaca(path: Path, asks: Sequence[str], answers: Sequence[str] | None = None, **more: Any) -> Path:
     given = answers or ["It depends."] * len(asks)
-    rows = [{"instruction": ask, "input": "", "output": out, **more} for ask, out in zip(asks, given, strict=True)]
+    rows = [
+        {"instruction": ask, "input": "", "output": out, **more} for ask, out in zip(asks, given, strict=True)
+    ]
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     return path
 
 
 def asks(count: int, start: int = 0) -> list[str]:
     verbs = ["Explain", "Describe", "List", "Compare", "Draw"]
-    return [f"{verbs[i % 5]} {TOPICS[i % 12]} and {TOPICS[(i * 7 + 3) % 12]} number {i}" for i in range(start, start + count)]
+    return [
+        f"{verbs[i % 5]} {TOPICS[i % 12]} and {TOPICS[(i * 7 + 3) % 12]} number {i}"
+        for i in range(start, start + count)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +71,9 @@ def embedding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two(tmp_path: Path) -> list[str]:
     """A set with labels, and one without, that share ten instructions."""
-    one = alpaca(tmp_path / "one.json.gz", asks(60), difficulty="easy", input_quality="good", task_category="Math")
+    one = alpaca(
+        tmp_path / "one.json.gz", asks(60), difficulty="easy", input_quality="good", task_category="Math"
+    )
     other = alpaca(tmp_path / "other.jsonl", asks(30, 50), ["Yes. " * (i % 7 + 1) for i in range(30)])
     return [f"First={one}", str(other)]
 
@@ -68,7 +88,12 @@ def page_of(done: Comparison) -> Reader:
 def test_names_are_given_or_taken_from_the_path(tmp_path: Path) -> None:
     (tmp_path / "a=b.json").write_text("x", "utf-8")
     (tmp_path / "run.v2").mkdir()
-    given = [f"Mine={tmp_path}/x.json", f"{tmp_path}/y.tar.json.gz", str(tmp_path / "a=b.json"), str(tmp_path / "run.v2")]
+    given = [
+        f"Mine={tmp_path}/x.json",
+        f"{tmp_path}/y.tar.json.gz",
+        str(tmp_path / "a=b.json"),
+        str(tmp_path / "run.v2"),
+    ]
     assert [name for name, _ in named(given)] == ["Mine", "y", "a=b", "run.v2"]
     assert [name for name, _ in named(["a/x.json", "b/x.json", "x=c"])] == ["x", "x (2)", "x (3)"]
     for count in (0, 1, 9):
@@ -105,7 +130,12 @@ def test_a_preference_counts_with_its_chosen_answer(tmp_path: Path) -> None:
 
 def test_words_of_scripts_without_spaces_are_characters() -> None:
     assert sets.words("Don\u2019t stop, C-3PO!") == ["don\u2019t", "stop", "c", "3po"]
-    assert sets.count_words(["\u4f60\u597d\u5417\uff1f", "\uc548\ub155 \uc138\uc0c1", "", "..."]) == [3, 2, 0, 0]
+    assert sets.count_words(["\u4f60\u597d\u5417\uff1f", "\uc548\ub155 \uc138\uc0c1", "", "..."]) == [
+        3,
+        2,
+        0,
+        0,
+    ]
 
 
 def test_a_large_set_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +234,9 @@ def test_the_projection_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_coverage_and_distances_by_brute_force(two: list[str], tmp_path: Path) -> None:
-    first, second = write_comparison(two, tmp_path / "p.html", CompareConfig(cosine=0.8, projection="pca")).facts
+    first, second = write_comparison(
+        two, tmp_path / "p.html", CompareConfig(cosine=0.8, projection="pca")
+    ).facts
     encode = fake_embedding.Embedder().encode
     a, b = encode(asks(60)), encode(asks(30, 50))
     assert first["covered_by"]["other"] == pytest.approx(((a @ b.T).max(axis=1) >= 0.8 - 1e-6).mean())
@@ -220,10 +252,10 @@ def test_coverage_and_distances_by_brute_force(two: list[str], tmp_path: Path) -
 
 
 def test_lengths_are_shares_of_each_set() -> None:
-    short, long = Lengths(Counter({3: 8, 5: 2})), Lengths(Counter({40: 1, 90: 1, 9000: 1}))
+    short, long = Lengths(Counter({3: 8, 5: 2})), Lengths(Counter({40: 60, 90: 39, 9000: 1}))
     figure = compare_charts.length_lines("x", "words", [short, long])
     assert figure is not None and [index for index, _ in figure.paths] == [0, 1]
-    assert figure.table[-1][0].endswith("or more") or len(figure.table) > 20
+    assert figure.table[-1][0] == "90 or more" and figure.note
     for column in (0, 1):
         total = sum(float(cells[column].rstrip("\u00a0%").replace("< ", "")) for _, cells in figure.table)
         assert total == pytest.approx(100, abs=1.5)
@@ -263,7 +295,9 @@ def test_the_page_says_what_was_found(two: list[str], tmp_path: Path) -> None:
     assert (first["rows"], second["rows"], first["total"], second["unit"]) == (60, 30, 60 * 8, "words")
     assert first["category_entropy_bits"] is second["category_entropy_bits"] is None
     assert "Left out" not in read.text and done.left_out == {}
-    assert done.page.read_text("utf-8") == write_comparison(two, tmp_path / "q.html", PCA).page.read_text("utf-8")
+    assert done.page.read_text("utf-8") == write_comparison(two, tmp_path / "q.html", PCA).page.read_text(
+        "utf-8"
+    )
 
 
 def test_without_embeddings_the_page_says_what_is_missing(
@@ -277,7 +311,9 @@ def test_without_embeddings_the_page_says_what_is_missing(
     assert "distinct-2" in read.text and "covered_by" not in done.facts[0]
 
 
-def test_an_embedder_that_cannot_be_had_is_no_end(two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedder_that_cannot_be_had_is_no_end(
+    two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(name: str = "") -> Any:
         raise UsageError("embeddings need a thing", fix="get the thing")
 
@@ -296,7 +332,9 @@ def test_one_instruction_and_none_like_another(tmp_path: Path) -> None:
 def test_tokens_of_a_tokenizer(two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ojak.report import compare
 
-    monkeypatch.setattr(compare, "_counter", lambda _: (lambda texts: [len(text) for text in texts], "tokens"))
+    monkeypatch.setattr(
+        compare, "_counter", lambda _: (lambda texts: [len(text) for text in texts], "tokens")
+    )
     done = write_comparison(two, tmp_path / "p.html", CompareConfig(projection="pca", tokenizer="a-model"))
     assert done.facts[0]["total"] == sum(map(len, asks(60))) + 60 * len("It depends.")
     assert "in tokens of the tokenizer of a-model" in page_of(done).text
@@ -319,7 +357,13 @@ def hostile(folder: Path) -> list[str]:
     found = []
     for number, load in enumerate(names):
         rows = [
-            {"id": f"{number}-{i}", "instruction": f"{text} {i}", "output": text, "difficulty": text, "task_category": text}
+            {
+                "id": f"{number}-{i}",
+                "instruction": f"{text} {i}",
+                "output": text,
+                "difficulty": text,
+                "task_category": text,
+            }
             for i, text in enumerate(PAYLOADS)
         ]
         (path := folder / f"{number}.json").write_text(json.dumps(rows), "utf-8")

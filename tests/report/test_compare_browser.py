@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,9 @@ from typing import Any
 import fake_embedding
 import pytest
 from test_compare import PCA, alpaca, asks, hostile
-from test_report_browser import CUT_SVG_TEXT, TEXT_COLORS, TOO_WIDE, browser, open_all, ratio_of, visit  # noqa: F401
+from test_report_browser import CUT_SVG_TEXT, TEXT_COLORS, TOO_WIDE, open_all, ratio_of
 
 from ojak.report.compare import write_comparison
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"
-)
 
 
 @pytest.fixture
@@ -30,13 +24,15 @@ def page_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         more = {"difficulty": levels[number], "task_category": f"category {number}"} if number else {}
         count = 40 + 30 * number
         answers = ["word " * (1 + (i * (number + 1)) % 150) for i in range(count)]
-        found.append(str(alpaca(tmp_path / f"set-{number}.json.gz", asks(count, 25 * number), answers, **more)))
+        found.append(
+            str(alpaca(tmp_path / f"set-{number}.json.gz", asks(count, 25 * number), answers, **more))
+        )
     return write_comparison(found, tmp_path / "page.html", PCA).page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
-def test_page_fits_and_reads(page_file: Path, visit: Callable[..., Any], width: int, scheme: str) -> None:  # noqa: F811
+def test_page_fits_and_reads(page_file: Path, visit: Callable[..., Any], width: int, scheme: str) -> None:
     page = visit(page_file, width, scheme)
     open_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -48,7 +44,9 @@ def test_page_fits_and_reads(page_file: Path, visit: Callable[..., Any], width: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_set_has_its_own_colour_that_can_be_seen(
-    page_file: Path, visit: Callable[..., Any], scheme: str  # noqa: F811
+    page_file: Path,
+    visit: Callable[..., Any],
+    scheme: str,
 ) -> None:
     page = visit(page_file, 1280, scheme)
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -59,10 +57,12 @@ def test_every_set_has_its_own_colour_that_can_be_seen(
       return getComputedStyle(path).stroke;
     })""")
     assert len(set(strokes)) == 8
-    assert {stroke: ratio_of(f"{stroke} / {ground}") for stroke in strokes if ratio_of(f"{stroke} / {ground}") < 3} == {}
+    assert {
+        stroke: ratio_of(f"{stroke} / {ground}") for stroke in strokes if ratio_of(f"{stroke} / {ground}") < 3
+    } == {}
 
 
-def test_the_map_draws_every_set_in_each_panel(page_file: Path, visit: Callable[..., Any]) -> None:  # noqa: F811
+def test_the_map_draws_every_set_in_each_panel(page_file: Path, visit: Callable[..., Any]) -> None:
     page = visit(page_file)
     drawn = page.evaluate("""() => [...document.querySelectorAll('.maps svg')].map(svg =>
       [...svg.querySelectorAll('use')].filter(use => use.getBBox().width > 50).length)""")
@@ -71,7 +71,10 @@ def test_the_map_draws_every_set_in_each_panel(page_file: Path, visit: Callable[
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_hostile_sets_do_nothing(
-    tmp_path: Path, visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, scheme: str  # noqa: F811
+    tmp_path: Path,
+    visit: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
 ) -> None:
     fake_embedding.install(monkeypatch)
     page = visit(write_comparison(hostile(tmp_path), tmp_path / "p.html", PCA).page, 375, scheme)
@@ -81,7 +84,7 @@ def test_hostile_sets_do_nothing(
     assert page.evaluate("document.documentElement.scrollWidth") == 375 and page.evaluate(TOO_WIDE) == []
 
 
-def test_policy_stops_what_escaping_would_let_through(page_file: Path, browser: Any) -> None:  # noqa: F811
+def test_policy_stops_what_escaping_would_let_through(page_file: Path, browser: Any) -> None:
     hole = "<script>document.title='ran'</script><img src=http://evil.test/a.png onerror=\"document.title='ran'\">"
     page_file.write_text(page_file.read_text("utf-8").replace("<main>", f"<main>{hole}"), "utf-8")
     page = browser.new_page()
