@@ -69,7 +69,7 @@ def compare(
     ],
     cosine: Annotated[
         float, typer.Option(min=0, max=1, help="Instructions this near to each other cover each other.")
-    ] = 0.7,
+    ] = 0.5,
     projection: Annotated[
         Literal["auto", "pca", "tsne"], typer.Option(help="How the map is made; t-SNE needs scikit-learn.")
     ] = "auto",

@@ -40,7 +40,7 @@ class CompareConfig:
     seed: which instructions are drawn, and t-SNE's.
     """
 
-    cosine: float = 0.7
+    cosine: float = 0.5
     projection: Literal["auto", "pca", "tsne"] = "auto"
     tokenizer: str | None = None
     seed: int = 0

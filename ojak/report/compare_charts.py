@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,6 @@ from ojak.report.charts import (
     HEAT_LEVELS,
     HEIGHT,
     LEFT,
-    MAX_BARS,
     RIGHT,
     WIDTH,
     HeatCell,
@@ -60,37 +61,40 @@ class Lines:
 
 
 def length_lines(what: str, unit: str, lengths: Sequence[Lengths]) -> Lines | None:
-    """Shares of turns over lengths, in bins of a round width; the longest two percent are in the last bin."""
+    """Shares of turns over their length, in bins that widen by a factor of about 1.4: sets differ by orders."""
     shown = [each for each in lengths if each.rows]
     if not shown:
         return None
-    longest = max(max(each.counts) for each in shown)
-    edge = max(each.quantile(0.98) for each in shown)
-    top = edge if longest > 1.5 * edge + 10 else longest
-    step = nice_step(top + 1, MAX_BARS)
-    bins = top // step + 1
-    shares = [_shares(each.counts, step, bins) for each in lengths]
-    over = longest >= bins * step
-    names = [_bin_name(index, step, over and index == bins - 1) for index in range(bins)]
-    ticks = range(0, bins * step + 1, nice_step(bins * step, 6))
-    marks = [Mark(_x(value / (bins * step)), number(value)) for value in ticks]
+    edges = _edges(max(max(each.counts) for each in shown))
+    shares = [_shares(each.counts, edges) for each in lengths]
+    names = [_bin_name(low, high) for low, high in itertools.pairwise(edges)]
+    bins = len(names)
+    ticks = [index for index, edge in enumerate(edges) if edge == 0 or math.log2(edge) % 2 == 0]
+    marks = [Mark(_x(index / bins), number(edges[index])) for index in ticks]
     summary = "; ".join(f"median {number(each.quantile(0.5))}" for each in lengths)
-    note = "The last step holds all longer ones." if over else ""
+    note = f"Each step of {unit} is wider than the one before it."
     return _stairs_figure(what, unit, "turns", summary, shares, names, marks, note)
 
 
-def _shares(counts: Counter[int], step: int, bins: int) -> list[float]:
-    found, total = [0] * bins, max(counts.total(), 1)
+def _edges(longest: int) -> list[int]:
+    """0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, ...: the powers of the root of two, until `longest` is in a bin."""
+    edges = [0, 1, 2]
+    for half in itertools.count(3):
+        if edges[-1] > longest:
+            return edges
+        edges.append(round(2 ** (half / 2)))
+    return edges
+
+
+def _shares(counts: Counter[int], edges: Sequence[int]) -> list[float]:
+    found, total = [0] * (len(edges) - 1), max(counts.total(), 1)
     for value, rows in counts.items():
-        found[min(value // step, bins - 1)] += rows
+        found[bisect.bisect_right(edges, value) - 1] += rows
     return [rows / total for rows in found]
 
 
-def _bin_name(index: int, step: int, over: bool) -> str:
-    low = index * step
-    if over:
-        return f"{number(low)} or more"
-    return number(low) if step == 1 else f"{number(low)} to {number(low + step - 1)}"
+def _bin_name(low: int, high: int) -> str:
+    return number(low) if high == low + 1 else f"{number(low)} to {number(high - 1)}"
 
 
 def distance_lines(distances: Sequence[NDArray[np.float32]]) -> Lines:
