@@ -11,7 +11,7 @@ import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ojak.errors import InputRefused
 
@@ -45,7 +45,7 @@ def open_unpacked(path: Path) -> io.BufferedReader:
 
 
 def _open_gzip(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb")
+    return cast("IO[bytes]", gzip.open(path, "rb"))
 
 
 def _open_zstd(path: Path) -> IO[bytes]:

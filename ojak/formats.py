@@ -293,7 +293,7 @@ def _alpaca(row: Row, key: str, position: int) -> Conversation:
 
 def _history(rounds: Any) -> list[Message]:
     """The turns before the last question, from [[what the user said, what the model said], ...]."""
-    pairs = rounds if isinstance(rounds, list) else [None]
+    pairs: list[Any] = rounds if isinstance(rounds, list) else [None]
     if not all(isinstance(pair, list) and [type(text) for text in pair] == [str, str] for pair in pairs):
         raise ValueError("'history' is not a list of pairs of texts")
     return [

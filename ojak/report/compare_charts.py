@@ -256,24 +256,17 @@ class Grid:
 def category_grid(categories: Sequence[Mapping[str, int]]) -> Grid:
     """The commonest categories (rows) of the sets (columns), as shares of the rows that have one."""
     totals = [sum(counts.values()) for counts in categories]
-    weight = Counter[str]()
-    for counts, total in zip(categories, totals, strict=True):
-        for label, rows in counts.items():
-            weight[label] += rows / total  # a share, so that a large set does not decide alone
-    named = [
-        label for label, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES]
-    ]
     shares = [
-        (
-            label,
-            [
-                counts.get(label, 0) / total if total else None
-                for counts, total in zip(categories, totals, strict=True)
-            ],
-        )
-        for label in named
+        {label: rows / total for label, rows in counts.items()} if total else None
+        for counts, total in zip(categories, totals, strict=True)
     ]
-    return _tinted(shares, [*totals])
+    weight: dict[str, float] = {}  # of shares, not of rows, so that a large set does not decide alone
+    for each in filter(None, shares):
+        for label, share in each.items():
+            weight[label] = weight.get(label, 0) + share
+    named = sorted(weight, key=lambda label: (-weight[label], label))[:MOST_CATEGORIES]
+    lines = [(label, [None if each is None else each.get(label, 0.0) for each in shares]) for label in named]
+    return _tinted(lines, totals)
 
 
 def coverage_grid(names: Sequence[str], shares: Sequence[Sequence[float]], rows: Sequence[int]) -> Grid:

@@ -127,7 +127,7 @@ def project(matrices: Sequence[Matrix], how: Projection, seed: int) -> Map:
     import numpy as np
 
     axes, share = _principal_axes(matrices, TSNE_DIMENSIONS if how == "tsne" else 2)
-    flat = [(matrix - share.mean) @ axes for matrix in matrices]
+    flat = [((matrix - share.mean) @ axes).astype(np.float32) for matrix in matrices]
     if how == "pca":
         kept = share.of_two
         return Map(

@@ -122,8 +122,8 @@ def test_turns_lengths_and_labels_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_preference_counts_with_its_chosen_answer(tmp_path: Path) -> None:
-    sides = [[Message(role="assistant", content=text)] for text in ("yes yes", "no")]
-    row = Preference("1", [Message(role="user", content="Well?")], *sides)
+    yes, no = ([Message(role="assistant", content=text)] for text in ("yes yes", "no"))
+    row = Preference("1", [Message(role="user", content="Well?")], yes, no)
     publish(tmp_path / "d", kind="test", records=[row], config={})
     assert read_set("x", tmp_path / "d").response.tokens == 2
 
