@@ -72,7 +72,7 @@ def length_lines(what: str, unit: str, lengths: Sequence[Lengths]) -> Lines | No
     ticks = [index for index, edge in enumerate(edges) if edge == 0 or math.log2(edge) % 2 == 0]
     marks = [Mark(_x(index / bins), number(edges[index])) for index in ticks]
     summary = "; ".join(f"median {number(each.quantile(0.5))}" for each in lengths)
-    note = f"Each step of {unit} is wider than the one before it."
+    note = "The steps widen by a factor of about 1.4."
     return _stairs_figure(what, unit, "turns", summary, shares, names, marks, note)
 
 

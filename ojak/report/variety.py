@@ -131,7 +131,9 @@ def project(matrices: Sequence[Matrix], how: Projection, seed: int) -> Map:
     if how == "pca":
         kept = share.of_two
         return Map(
-            flat, f"principal components (PCA): the two axes hold {100 * kept:.0f}\u00a0% of the variance"
+            flat,
+            "principal components (PCA), each set counting alike; "
+            f"the two axes hold {100 * kept:.0f}\u00a0% of the variance",
         )
     return Map(_tsne(np.concatenate(flat), [len(part) for part in flat], seed), f"t-SNE, seed {seed}")
 
