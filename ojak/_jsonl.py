@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
+from ojak._compressed import open_unpacked
 from ojak.errors import InputRefused
 from ojak.records import AnyRecord, from_row
 
@@ -16,6 +17,7 @@ BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 MAX_LINE_BYTES = 64 * 2**20
 MAX_ARRAY_BYTES = 2 * 2**30
+PIECE_BYTES = 16 * 2**20
 
 Warn: TypeAlias = Callable[[str], None]
 
@@ -36,12 +38,12 @@ def warn_user(message: str) -> None:
 def read_rows(path: Path, warn: Warn = warn_user) -> Iterator[Line]:
     """The objects in a file of JSON lines, or in a file that is one JSON array.
 
-    A byte order mark, CRLF and empty lines are fine. A last line that was cut off (no line end, no valid
-    JSON) is left out with a warning that gives its offset. Raises InputRefused with the line's number for
-    anything else that is wrong: JSON that does not parse, two rows glued together, NUL bytes, text that is
-    not Unicode.
+    A file packed with gzip or Zstandard is unpacked on the way, within limits. A byte order mark, CRLF and
+    empty lines are fine. A last line that was cut off (no line end, no valid JSON) is left out with a warning
+    that gives its offset. Raises InputRefused with the line's number for anything else that is wrong: JSON that
+    does not parse, two rows glued together, NUL bytes, text that is not Unicode.
     """
-    with path.open("rb") as file:
+    with open_unpacked(path) as file:
         head = file.read(4)
     if head.startswith(UTF16_BOMS):
         raise InputRefused(f"{path} is UTF-16", why="JSON lines are UTF-8", fix="save it as UTF-8")
@@ -64,14 +66,14 @@ def refused(path: Path, line: Line, why: str) -> InputRefused:
 
 
 def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_unpacked(path) as file:
         head = file.read(4096).removeprefix(BOM).lstrip()
     return head[:1]
 
 
 def _lines(path: Path, warn: Warn) -> Iterator[Line]:
     offset, rows = 0, 0
-    with path.open("rb") as file:
+    with open_unpacked(path) as file:
         for number in range(1, 2**62):
             raw = file.readline(MAX_LINE_BYTES + 1)
             if not raw:
@@ -126,14 +128,8 @@ def _bad_line(path: Path, number: int, offset: int, data: bytes, error: Exceptio
 
 
 def _array(path: Path, warn: Warn) -> Iterator[Line]:
-    if path.stat().st_size > MAX_ARRAY_BYTES:
-        raise InputRefused(
-            f"{path} is one JSON array of more than {MAX_ARRAY_BYTES // 2**30} GiB",
-            why="an array has to be read whole",
-            fix="save it as JSON lines, with one row on each line",
-        )
     try:
-        rows = orjson.loads(path.read_bytes().removeprefix(BOM))
+        rows = orjson.loads(_whole(path))
     except orjson.JSONDecodeError as error:
         raise InputRefused(f"{path} is not a valid JSON array", why=str(error)) from error
     for number, row in enumerate(rows, 1):
@@ -142,3 +138,24 @@ def _array(path: Path, warn: Warn) -> Iterator[Line]:
                 f"{path}, item {number}: not an object", why=f"it is of type {type(row).__name__}"
             )
         yield Line(number, 0, row)
+
+
+def _whole(path: Path) -> bytearray:
+    """The bytes of a file, without a byte order mark. Raises InputRefused for more than `MAX_ARRAY_BYTES`."""
+    data = bytearray()
+    if path.stat().st_size > MAX_ARRAY_BYTES:
+        raise _too_big(path)
+    with open_unpacked(path) as file:
+        while piece := file.read(PIECE_BYTES):
+            data += piece if data else piece.removeprefix(BOM)
+            if len(data) > MAX_ARRAY_BYTES:
+                raise _too_big(path)
+    return data
+
+
+def _too_big(path: Path) -> InputRefused:
+    return InputRefused(
+        f"{path} is one JSON array of more than {MAX_ARRAY_BYTES // 2**30} GiB",
+        why="an array has to be read whole",
+        fix="save it as JSON lines, with one row on each line",
+    )

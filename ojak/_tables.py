@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ojak.errors import InputRefused, VerificationFailed
 from ojak.records import JSON_FIELDS, MESSAGE_FIELDS, AnyRecord, dump_json, field_names, from_row, to_row
@@ -21,6 +21,7 @@ CHARACTERS_PER_GROUP = (
 )  # long documents make smaller row groups, so that a reader's memory is bounded
 CHARACTERS_PER_SHARD = 512 * 2**20
 READ_BATCH_ROWS = 1_024
+Decode: TypeAlias = Callable[[dict[str, Any], str, int], Iterable[AnyRecord]]
 MAGIC = b"PAR1"
 
 
@@ -184,8 +185,12 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_parquet(path: Path, *, own: bool = False) -> Iterator[AnyRecord]:
-    """The records of a Parquet file, in order.
+def _one(row: dict[str, Any], key: str, position: int) -> list[AnyRecord]:
+    return [from_row(row, key=key, position=position)]
+
+
+def read_parquet(path: Path, *, own: bool = False, decode: Decode = _one) -> Iterator[AnyRecord]:
+    """The records of a Parquet file, in order; `decode` makes them of (row, file name, position).
 
     `own` says that ojak wrote the file, so that anything odd means damage (VerificationFailed); in a foreign
     file it means that the file is of no use (InputRefused).
@@ -198,9 +203,9 @@ def read_parquet(path: Path, *, own: bool = False) -> Iterator[AnyRecord]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, use_threads=False):
                 for row in batch.to_pylist():
-                    yield from_row(row, key=path.name, position=position)
+                    yield from decode(row, path.name, position)
                     position += 1
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         kind = VerificationFailed if own else InputRefused
         raise kind(f"{path} cannot be read as records", why=f"row {position}: {error}") from error
 
@@ -227,3 +232,14 @@ def column_counts(path: Path, name: str) -> dict[str, int]:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise VerificationFailed(f"{path} has no column {name!r}", why=str(error)) from error
     return {item["values"]: item["counts"] for item in found}
+
+
+def column_names(path: Path) -> set[str]:
+    """The names of the columns of a foreign Parquet file; raises InputRefused if it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise InputRefused(f"{path} is not a Parquet file", why=str(error)) from error

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from ojak import _card
 from ojak._code import version
 from ojak._files import (
     TargetLock,
@@ -173,7 +174,7 @@ def publish(
                 "counts": _counts(accepted, reasons, counts or {}),
                 "stats": dict(stats or {}),
             }
-            _write_card(staging, manifest, _split_rows(files))
+            _write_card(out, staging, manifest, _split_rows(files))
             _write_manifest(staging, manifest)
             swap_in(out, staging, PARTS)
         finally:
@@ -342,41 +343,26 @@ def _input(item: Input, out: Path) -> dict[str, Any]:
     return {"path": os.path.relpath(artifact.path, out), "manifest_sha256": artifact.manifest_sha256}
 
 
-def _write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
+def _encoded(manifest: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-        data = text.encode()
+        return text.encode()
     except (TypeError, ValueError) as error:
         raise InputRefused(
             "the settings or statistics of the artifact are not JSON", why=str(error)
         ) from error
-    write_synced(staging / MANIFEST, data)
+
+
+def _write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
+    write_synced(staging / MANIFEST, _encoded(manifest))
     fsync_dir(staging)
 
 
-def _write_card(staging: Path, manifest: dict[str, Any], splits: dict[str, int]) -> None:
-    """The data card. It lists no empty splits: `datasets` refuses the whole folder for one."""
-    listed = [split for split, rows in splits.items() if rows] or list(splits)
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in listed]
-    head = {
-        "configs": [{"config_name": "default", "data_files": files}],
-        "tags": ["synthetic", "ojak", manifest["kind"]],
-    }
-    # JSON is YAML, and needs no escaping rules of its own.
-    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", ""]
-    counts = manifest["counts"]
-    lines += [f"# Data set ({manifest['kind']})", "", "| rows | number |", "|---|---|"]
-    lines += [f"| in | {counts['rows']} |", f"| kept | {counts['accepted']} |"]
-    lines += [f"| rejected: {_plain(reason)} | {number} |" for reason, number in counts["rejected"].items()]
-    lines += [f"| failed | {counts['failed']} |", ""]
-    lines += [f"Made with ojak {manifest['ojak_version']} on {manifest['created']}. Settings, inputs and"]
-    lines += ["hashes are in `manifest.json`; `ojak verify` checks this folder against it.", ""]
-    write_synced(staging / CARD, "\n".join(lines).encode())
+def _write_card(out: Path, staging: Path, manifest: dict[str, Any], splits: dict[str, int]) -> None:
+    _encoded(manifest)  # what is no JSON is refused before the card reads it
+    text = _card.render(manifest, splits, _card.ancestors(out, manifest))
+    write_synced(staging / CARD, text.encode())
     manifest["files"].append(_entry(staging, staging / CARD, 0))
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^\w .:-]", "?", text)[:80]
 
 
 def _check_file(root: Path, entry: dict[str, Any]) -> None:

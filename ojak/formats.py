@@ -2,24 +2,28 @@
 
 messages   {"id", "messages": [{"role", "content"}], "source", "meta", ...} on each line; holds everything
 sharegpt   {"id", "conversations": [{"from": "human" | "gpt" | "system" | "tool", "value"}]}
+           read too: preferences, with "chosen" and "rejected" turns beside "conversations"
 alpaca     {"instruction", "input", "output"} and, if any row has one, "system"; one question, one answer
-parquet    the table of an artifact, in one file; holds everything
+           read too: `history` of earlier [user, model] turns (LIMA), `instances` of (input, output) (self-instruct)
+parquet    the table of an artifact, in one file; holds everything. Read too: foreign tables with the columns above
+
+Files of JSON may be packed with gzip or Zstandard.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import orjson
 
 from ojak._files import commit_new, disk_errors, staged, target_exists
 from ojak._jsonl import Line, Warn, read_rows, refused, warn_user
-from ojak._tables import is_parquet, write_table
+from ojak._tables import Decode, column_names, is_parquet, read_parquet, write_table
 from ojak.artifact import Artifact, read
 from ojak.errors import InputRefused, UsageError
 from ojak.records import AnyRecord, Conversation, Message, from_row, to_row
@@ -85,13 +89,17 @@ def load(path: Path | str, fmt: Format | None = None, *, warn: Warn = warn_user)
     """The records in an artifact's folder, or in a file of a format; without `fmt`, told by content.
 
     JSON lines and a JSON array are both read. Fields that a record has no place for are kept in
-    `meta["extra"]`. Raises InputRefused, naming the line, for a row that is not of the format.
+    `meta["extra"]`. Packed files (gzip, Zstandard) are unpacked on the way, within limits. Raises InputRefused,
+    naming the line, for a row that is not of the format.
     """
     path = Path(path)
     found = fmt or detect(path)
-    if found in ("messages", "parquet") or path.is_dir():
+    if path.is_dir() or not path.is_file():
         return read(path, warn=warn)
-    return _decoded(path, DECODERS[found], warn)
+    if is_parquet(path):
+        kind = _format_of(column_names(path)) if found in ("parquet", "messages") else found
+        return read_parquet(path, decode=DECODERS[kind or "messages"])
+    return _decoded(path, DECODERS["messages" if found == "parquet" else found], warn)
 
 
 def detect(path: Path | str) -> Format:
@@ -106,17 +114,23 @@ def detect(path: Path | str) -> Format:
         return "parquet"
     first = next(read_rows(path, _silent), None)
     names = first.row.keys() if first else {"messages"}
-    if "conversations" in names:
-        return "sharegpt"
-    if {"instruction", "output"} <= names:
-        return "alpaca"
-    if names & {"messages", "text", "chosen"}:
-        return "messages"
+    if kind := _format_of(names):
+        return kind
     raise InputRefused(
         f"{path} is in no format that can be read",
         why=f"its first row has the fields {sorted(names)[:12]}",
         fix=f"use one of: {', '.join(FORMATS)}",
     )
+
+
+def _format_of(names: Collection[str]) -> Format | None:
+    """The format of rows with these fields, which may be columns of a table."""
+    names = set(names)
+    if "conversations" in names:
+        return "sharegpt"
+    if "instruction" in names and names & {"output", "instances"}:
+        return "alpaca"
+    return "messages" if names & {"messages", "text", "chosen"} else None
 
 
 def _silent(message: str) -> None:
@@ -219,13 +233,22 @@ def _has_system(record: AnyRecord) -> bool:
     )
 
 
-def _from_sharegpt(row: Row, key: str, position: int) -> AnyRecord:
-    turns = row["conversations"]
+def _from_sharegpt(row: Row, key: str, position: int) -> list[AnyRecord]:
+    turns = {name: row[name] for name in ("conversations", "chosen", "rejected") if name in row}
+    named = {"conversations": "messages"}
+    if len(turns) == 3:
+        named = {"conversations": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    rest = {name: value for name, value in row.items() if name not in named}
+    renamed = {new: _turns(old, turns[old]) for old, new in named.items()}
+    return [from_row({**rest, **renamed}, key=key, position=position)]
+
+
+def _turns(name: str, turns: Any) -> list[Row]:
+    """Turns with our names; an answer may stand alone, without a list around it."""
+    turns = [turns] if isinstance(turns, dict) else turns
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError("'conversations' is not a list of turns")
-    renamed = [_turn(turn) for turn in turns]
-    rest = {name: value for name, value in row.items() if name != "conversations"}
-    return from_row({**rest, "messages": renamed}, key=key, position=position)
+        raise ValueError(f"{name!r} is not a list of turns")
+    return [_turn(turn) for turn in turns]
 
 
 def _turn(turn: Mapping[str, Any]) -> Row:
@@ -236,28 +259,60 @@ def _turn(turn: Mapping[str, Any]) -> Row:
     return {**rest, "role": known, "content": turn.get("value", turn.get("content"))}
 
 
-def _from_alpaca(row: Row, key: str, position: int) -> AnyRecord:
+def _from_alpaca(row: Row, key: str, position: int) -> list[AnyRecord]:
+    if "output" in row or "instances" not in row:
+        return [_alpaca(row, key, position)]
+    instances = row["instances"]
+    if not isinstance(instances, list) or not all(isinstance(each, dict) for each in instances):
+        raise ValueError("'instances' is not a list of objects")
+    rest = {name: value for name, value in row.items() if name != "instances"}
+    records: list[AnyRecord] = []
+    for number, instance in enumerate(instances):
+        record = _alpaca({**rest, **instance}, key, position)
+        # The first has the row's id; ids of the others follow from it, so that all differ.
+        records.append(replace(record, id=f"{record.id}-{number}") if number else record)
+    return records
+
+
+def _alpaca(row: Row, key: str, position: int) -> Conversation:
     texts = {name: row.get(name) or "" for name in ("instruction", "input", "output", "system")}
     wrong = [name for name, text in texts.items() if not isinstance(text, str)]
     if wrong or not {"instruction", "output"} <= row.keys():
         raise ValueError(f"{(wrong or ['instruction and output'])[0]} must be text")
     question, given = texts["instruction"], texts["input"]
     messages = [Message(role="system", content=texts["system"])] if texts["system"] else []
+    messages += _history(row.get("history") or [])
     messages.append(Message(role="user", content=question + ALPACA_JOINT + given if given else question))
     messages.append(Message(role="assistant", content=texts["output"]))
-    rest = {name: value for name, value in row.items() if name not in texts}
-    record = from_row({**rest, "messages": messages}, key=key, position=position)
+    rest = {name: value for name, value in row.items() if name not in (*texts, "history")}
+    record = cast("Conversation", from_row({**rest, "messages": messages}, key=key, position=position))
     if given:
         record.meta["alpaca_input"] = given
     return record
 
 
-def _decoded(path: Path, decode: Callable[[Row, str, int], AnyRecord], warn: Warn) -> Iterator[AnyRecord]:
+def _history(rounds: Any) -> list[Message]:
+    """The turns before the last question, from [[what the user said, what the model said], ...]."""
+    pairs: list[Any] = rounds if isinstance(rounds, list) else [None]
+    if not all(isinstance(pair, list) and [type(text) for text in pair] == [str, str] for pair in pairs):
+        raise ValueError("'history' is not a list of pairs of texts")
+    return [
+        Message(role=role, content=text)
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _from_messages(row: Row, key: str, position: int) -> list[AnyRecord]:
+    return [from_row(row, key=key, position=position)]
+
+
+def _decoded(path: Path, decode: Decode, warn: Warn) -> Iterator[AnyRecord]:
     for position, line in enumerate(read_rows(path, warn)):
-        yield _decode(path, line, decode, position)
+        yield from _decode(path, line, decode, position)
 
 
-def _decode(path: Path, line: Line, decode: Callable[[Row, str, int], AnyRecord], position: int) -> AnyRecord:
+def _decode(path: Path, line: Line, decode: Decode, position: int) -> Iterable[AnyRecord]:
     try:
         return decode(line.row, path.name, position)
     except (ValueError, KeyError) as error:
@@ -269,7 +324,8 @@ ENCODERS: dict[str, Callable[[AnyRecord], Row | Skipped]] = {
     "sharegpt": _to_sharegpt,
     "alpaca": _to_alpaca,
 }
-DECODERS: dict[str, Callable[[Row, str, int], AnyRecord]] = {
+DECODERS: dict[str, Decode] = {
+    "messages": _from_messages,
     "sharegpt": _from_sharegpt,
     "alpaca": _from_alpaca,
 }

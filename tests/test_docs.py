@@ -44,6 +44,8 @@ def parse(words: list[str]) -> Any:
     command: Any = get_command(app)
     rest = words[1:]
     while hasattr(command, "commands"):
+        if rest[0] not in command.commands and hasattr(command, "default"):
+            rest = [command.default, *rest]
         command, rest = command.commands[rest[0]], rest[1:]
     return command.make_context(words[0], list(rest))
 

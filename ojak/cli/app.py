@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ojak.cli import data, doctor, judge, models, pairs, report, run, synthesize
+from ojak.cli import data, doctor, judge, models, pairs, push, report, run, synthesize
 from ojak.cli.exits import Group
 from ojak.cli.terminal import write
 
@@ -46,7 +46,8 @@ app.command("verify")(data.verify)
 app.command("show")(data.show)
 app.command("export-data")(data.export_data)
 app.command("run")(run.run)
-app.command("report")(report.report)
+app.add_typer(report.app, name="report")
+app.command("push")(push.push)
 app.command("doctor")(doctor.doctor)
 
 

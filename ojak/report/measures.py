@@ -6,6 +6,7 @@ page. Rows are foreign input: a field that is missing or of another type counts 
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -73,6 +74,17 @@ class Lengths:
     @property
     def tokens(self) -> int:
         return sum(value * rows for value, rows in self.counts.items())
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 without rows."""
+        return self.tokens / max(self.rows, 1)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation (of the population); 0 without rows."""
+        mean, rows = self.mean, max(self.rows, 1)
+        return math.sqrt(sum(n * (value - mean) ** 2 for value, n in self.counts.items()) / rows)
 
     def quantile(self, share: float) -> int:
         """The smallest length that at least `share` of the rows do not exceed; 0 without rows."""

@@ -6,22 +6,18 @@ and its content security policy forbids every load and every script, so that eve
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from markupsafe import Markup
+from typing import Any
 
 from ojak._files import disk_errors
 from ojak.artifact import Artifact, write_atomic
 from ojak.errors import TargetExists
 from ojak.records import Conversation, Rejected
 from ojak.report import charts, sources, text
+from ojak.report.html import environment, styled
 from ojak.report.measures import (
     Measures,
     as_number,
@@ -33,13 +29,9 @@ from ojak.report.measures import (
     reason_code,
 )
 
-if TYPE_CHECKING:
-    import jinja2
-
 MAX_TURNS = 20
 FILE_NAME = "index.html"
 MAX_SETTINGS, MAX_FILES = 120, 40
-HERE = Path(__file__).parent
 
 
 def write_report(paths: Sequence[Path] | Path, out: Path, *, replace: bool = False) -> Path:
@@ -62,42 +54,15 @@ def render(artifacts: Sequence[Artifact]) -> str:
     main = sources.main_artifact(artifacts)
     seed = int(as_number(dig(main.manifest, "config", "seed")) or 0)
     measures = measure(main.records(), main.rejected(), seed=seed)
-    style = (HERE / "style.css").read_text(encoding="utf-8")
     values = {
-        "style": Markup(style),  # our own file, not a row's text
-        "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        **styled("style.css"),
         "seed": seed,
         **_story(artifacts, main, measures),
         **_figures(measures, main),
         **_samples(measures),
         **_provenance(artifacts, main),
     }
-    return _environment().get_template("template.html.jinja").render(values)
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    """The only place where the report's own, trusted template is loaded."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": text.visible,
-        "plain": text.plain,
-        "number": text.number,
-        "percent": text.percent,
-        "duration": text.duration,
-        "size": text.size,
-        "humanize": text.humanize,
-        "setting": text.setting,
-    }
-    return environment
+    return environment().get_template("template.html.jinja").render(values)
 
 
 def _story(artifacts: Sequence[Artifact], main: Artifact, measures: Measures) -> dict[str, Any]:

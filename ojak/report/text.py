@@ -5,7 +5,6 @@ Generated text is hostile: nothing here returns markup but `visible`, which esca
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 import unicodedata
@@ -14,14 +13,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-_UNUSUAL = re.compile(r"[^\t\n -~]")
-# Control and format characters, halves of surrogate pairs, private use, unassigned; line ends by surprise.
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-# Letters and marks that show nothing: fillers, selectors of variants (but those that emoji use), the blank of Braille.
-_HIDDEN_OTHERS = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]"
-)
-JOINERS = "\u200c\u200d"  # emoji, Persian and Indic text need them
+from ojak._visible import JOINERS, UNUSUAL, is_hidden, picture, plain
+
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([\w+#.-]{0,20})[^`\n]*$")
 MAX_SHOWN_CHARS = 12_000
 MAX_BOXES = 50
@@ -32,41 +25,16 @@ def _name(char: str) -> str:
     return f"{code} {unicodedata.name(char, '')}".strip()
 
 
-def _picture(char: str) -> str:
-    """What stands for a hidden character: the control picture where Unicode has one, otherwise its number."""
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"U+{code:04X}"
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_hidden(char: str) -> bool:
-    return unicodedata.category(char) in _HIDDEN_CATEGORIES or _HIDDEN_OTHERS.match(char) is not None
-
-
-def plain(text: object, *, keep: str = JOINERS) -> str:
-    """`text` with hidden characters but `keep`, tab and line feed replaced by visible ones.
-
-    For places that hold no markup (titles, attributes, a terminal).
-    """
-
-    def shown(match: re.Match[str]) -> str:
-        return _picture(match[0]) if _is_hidden(match[0]) and match[0] not in keep else match[0]
-
-    return _UNUSUAL.sub(shown, str(text))
-
-
 def visible(text: object) -> Markup:
     """`text` escaped, each hidden character (NUL, ESC, bidirectional override, ...) as a small labelled box.
 
     After 50 of them the rest goes without boxes (and stays visible): a text of nothing else would swell the page.
     """
     parts, end, source = [], 0, str(text)
-    hidden = (m for m in _UNUSUAL.finditer(source) if _is_hidden(m[0]) and m[0] not in JOINERS)
+    hidden = (m for m in UNUSUAL.finditer(source) if is_hidden(m[0]) and m[0] not in JOINERS)
     for match in itertools.islice(hidden, MAX_BOXES):
         box = Markup('<span class="hidden-char" title="{}">{}</span>').format(
-            _name(match[0]), _picture(match[0])
+            _name(match[0]), picture(match[0])
         )
         parts += [escape(source[end : match.start()]), box]
         end = match.end()

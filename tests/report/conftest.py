@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,42 @@ def run_folder(tmp_path: Path, make_artifact: Callable[..., Artifact]) -> Path:
     splits = {"train": kept[: len(kept) * 9 // 10], "test": kept[len(kept) * 9 // 10 :]}
     publish(tmp_path / "run" / "split", kind="split", splits=splits, config={"test": 0.1}, inputs=[magpie])
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window; a test that asks for it is skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium_path = next(filter(None, map(shutil.which, names)), None)
+    if chromium_path is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page and, at the end, insists that it asked for nothing, said nothing and ran nothing."""
+    events: list[str] = []
+    contexts: list[Any] = []
+
+    def open_page(path: Path, width: int = 1280, scheme: str = "light") -> Any:
+        size = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: events.append(f"request {request.url}"))
+        page.on("dialog", lambda dialog: (events.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("console", lambda message: events.append(f"console {message.text}"))
+        page.on("pageerror", lambda error: events.append(f"error {error}"))
+        page.on("popup", lambda _: events.append("popup"))
+        page.goto(path.as_uri())
+        events.remove(f"request {path.as_uri()}")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert events == []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,6 @@ import pytest
 from test_report import PAYLOADS, Make, contrast, lost, pair
 
 from ojak.report import write_report
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"
-)
 
 # Every visible element that holds text of its own, with its colour and the first opaque background behind it.
 TEXT_COLORS = """() => {
@@ -41,39 +34,6 @@ CUT_SVG_TEXT = """() => [...document.querySelectorAll('svg text')].filter(node =
   const box = node.getBoundingClientRect(), frame = node.ownerSVGElement.getBoundingClientRect();
   return box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1;
 }).map(node => node.textContent)"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page and, at the end, insists that it asked for nothing, said nothing and ran nothing."""
-    events: list[str] = []
-    contexts: list[Any] = []
-
-    def open_page(path: Path, width: int = 1280, scheme: str = "light") -> Any:
-        size = {"width": width, "height": 900}
-        contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: events.append(f"request {request.url}"))
-        page.on("dialog", lambda dialog: (events.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        page.on("console", lambda message: events.append(f"console {message.text}"))
-        page.on("pageerror", lambda error: events.append(f"error {error}"))
-        page.on("popup", lambda _: events.append("popup"))
-        page.goto(path.as_uri())
-        events.remove(f"request {path.as_uri()}")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert events == []
 
 
 def open_all(page: Any) -> None:

@@ -1,0 +1,1 @@
+"""What is made goes out: an artifact to the Hugging Face hub."""
