@@ -67,7 +67,7 @@ class _Cells:
                 yield positions, others, products
 
     def nearest(self, asking: Rows) -> tuple[Cosines, Rows]:
-        """([asking] the largest cosine, the row that has it, of several the first); NOTHING and -1 where there is none."""
+        """([asking] the largest cosine, the first row that has it); NOTHING and -1 where there is none."""
         import numpy as np
 
         best = np.full(len(asking), NOTHING, dtype=np.float32)
@@ -106,7 +106,9 @@ def nearest(matrix: Matrix, *, recall: float, seed: int) -> Neighbors:
     lonely = np.flatnonzero(index < 0)  # rows alone in the few cells that they looked into
     cosine[lonely], index[lonely] = _true(matrix, lonely)
     right = cosine[tested.rows] >= tested.cosines - _SAME
-    return Neighbors(distances(cosine), index, False, float(right.mean()), *wilson(int(right.sum()), len(right)))
+    return Neighbors(
+        distances(cosine), index, False, float(right.mean()), *wilson(int(right.sum()), len(right))
+    )
 
 
 def repeats(matrix: Matrix, threshold: float, *, recall: float, seed: int) -> Rows:
@@ -158,7 +160,9 @@ def _open(matrix: Matrix, recall: float, seed: int) -> tuple[_Cells, _Truth]:
     import numpy as np
 
     if len(matrix) < 4:
-        raise UsageError(f"{len(matrix)} rows are too few for an index", fix="compare all pairs: raise exact_up_to")
+        raise UsageError(
+            f"{len(matrix)} rows are too few for an index", fix="compare all pairs: raise exact_up_to"
+        )
     sample = np.random.default_rng(seed).permutation(len(matrix))[:_SAMPLE]
     truth = _true(matrix, sample)[0]
     half = len(sample) // 2

@@ -26,7 +26,9 @@ _VANISHING = re.compile("['`\u2018\u2019\u02bc\u00ad\u200b-\u200f\u2060\ufeff]")
 # Signs that carry meaning stay: operators, the hyphen of "-3", the point of "3.5", the "#" of "C#", not of "# Title".
 # White space separates, too: `normalize` splits there. Every match begins with one character of one set, and only then
 # looks around it, so that the text between is passed over at once (six times as fast as an alternation of lookarounds).
-_ALWAYS = r"\"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb"
+_ALWAYS = (
+    r"\"()\[\]{};!?_\u2010-\u2015\u2026\u201c-\u201f\u00a1\u00ab\u00bb\u00bf\u00b7\u0964\u3000-\u303f\u30fb"
+)
 _SEPARATING = re.compile(
     rf"""[{_ALWAYS}*+\-.,:\#\u2022](?:
       (?<=[{_ALWAYS}])
@@ -91,5 +93,3 @@ def bands_for(threshold: float, permutations: int, recall: float = 0.98) -> tupl
             break
         best = (bands, values)
     return best
-
-

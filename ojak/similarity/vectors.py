@@ -93,7 +93,11 @@ def distances(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _improve(
-    best: NDArray[np.float32], index: Rows, top: NDArray[np.float32], place: Callable[[Rows], Rows], start: int
+    best: NDArray[np.float32],
+    index: Rows,
+    top: NDArray[np.float32],
+    place: Callable[[Rows], Rows],
+    start: int,
 ) -> None:
     """Take over what is nearer: `top` [rows] are a block's largest cosines, `place` tells where some of them stand,
     counted from `start`. Blocks come in row order, and an equal cosine does not replace an earlier one."""

@@ -83,7 +83,9 @@ def test_a_run_must_be_longer_than_a_word(n: int) -> None:
 
 
 def test_an_empty_test_set_finds_nothing() -> None:
-    assert Contamination([]).find("anything at all, however long it may be, or short, as one likes it") is None
+    assert (
+        Contamination([]).find("anything at all, however long it may be, or short, as one likes it") is None
+    )
 
 
 def test_import_takes_no_numpy() -> None:

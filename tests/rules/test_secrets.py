@@ -83,7 +83,8 @@ def test_a_password_in_an_address_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['api_key = "{}"', "SECRET_KEY: '{}'", "db_password={}\n", '"accessKey": "{}",', "auth-token => `{}`"]
+    "line",
+    ['api_key = "{}"', "SECRET_KEY: '{}'", "db_password={}\n", '"accessKey": "{}",', "auth-token => `{}`"],
 )
 def test_a_random_value_of_a_setting_is_found(line: str) -> None:
     value = "f3Kq9ZtW1bXe7RmYp2Ls"

@@ -60,7 +60,9 @@ def test_a_plain_model_is_let_in(tmp_path: Path) -> None:
         (["Transformer"], {}, "not a list"),
     ],
 )
-def test_what_could_run_code_is_refused(tmp_path: Path, modules: Any, files: dict[str, Any], why: str) -> None:
+def test_what_could_run_code_is_refused(
+    tmp_path: Path, modules: Any, files: dict[str, Any], why: str
+) -> None:
     with pytest.raises(InputRefused, match=why):
         check_folder(folder_of(tmp_path, modules, **files))
 

@@ -88,7 +88,10 @@ def test_grams_of_many_texts_are_those_of_the_strings(texts: list[str], size: in
         rows = np.split(hashes, np.cumsum(many)[:-1])
         named: dict[int, Any] = {}
         for text, row in zip(plain, rows, strict=True):
-            wide = any("\u3040" <= c <= "\u30ff" or "\u3400" <= c <= "\u9fff" or "\uf900" <= c <= "\ufaff" for c in text)
+            wide = any(
+                "\u3040" <= c <= "\u30ff" or "\u3400" <= c <= "\u9fff" or "\uf900" <= c <= "\ufaff"
+                for c in text
+            )
             if unit == "word" and wide:
                 continue
             tokens = text.split() if unit == "word" else list(f" {text} ")
@@ -263,7 +266,11 @@ print(found.first.tolist())
 def test_clusters_do_not_depend_on_the_process() -> None:
     runs = {
         subprocess.run(
-            [sys.executable, "-c", PROBE], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", PROBE],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }

@@ -137,7 +137,9 @@ def test_copies_of_one_row_do_not_break_the_index() -> None:
         neighbors(matrix[:3], exact_up_to=0)
 
 
-@pytest.mark.parametrize(("right", "count", "low", "high"), [(0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (50, 100, 0.4038, 0.5962)])
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"), [(0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (50, 100, 0.4038, 0.5962)]
+)
 def test_intervals_are_wilson_s(right: int, count: int, low: float, high: float) -> None:
     """Values from tables."""
     assert approximate.wilson(right, count) == pytest.approx((low, high), abs=2e-4)
