@@ -22,14 +22,20 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import harness
 import numpy as np
+
+import harness
 
 HERE = pathlib.Path(__file__).resolve().parent
 PEERS = pathlib.Path(os.environ.get("PEERS_HOME", HERE.parent)) / ".peers-dedup" / "bin" / "python"
 SECTIONS = ("minhash", "neighbors", "index", "scale")
 PEER_NAMES = ("datatrove", "datasketch")
-FULL = {"rows": 100_000, "index": 1_000_000, "scale": (10_000, 100_000, 1_000_000), "pairs": (10_000, 100_000)}
+FULL = {
+    "rows": 100_000,
+    "index": 1_000_000,
+    "scale": (10_000, 100_000, 1_000_000),
+    "pairs": (10_000, 100_000),
+}
 QUICK = {"rows": 2_000, "index": 20_000, "scale": (1_000, 5_000), "pairs": (1_000, 5_000)}
 
 Line = dict[str, Any]
@@ -50,7 +56,9 @@ class Benchmark:
         self.env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), self.env.get("PYTHONPATH", "")])
         self.failures: list[str] = []
 
-    def job(self, name: str, *arguments: str, python: str = sys.executable, script: str = "curate_jobs.py") -> Line | None:
+    def job(
+        self, name: str, *arguments: str, python: str = sys.executable, script: str = "curate_jobs.py"
+    ) -> Line | None:
         """One run; a failure is told, kept, and answered with None."""
         try:
             done = harness.run([python, str(HERE / script), name, *arguments], env=self.env, limit_s=7200)
@@ -60,7 +68,9 @@ class Benchmark:
             say(f"  {name}: FAILED")
             return None
         if "seconds" in line:
-            say(f"  {name}: {line['rows']} rows, {line['seconds']:.1f} s, {line['peak_rss_bytes'] / 2**20:.0f} MiB")
+            say(
+                f"  {name}: {line['rows']} rows, {line['seconds']:.1f} s, {line['peak_rss_bytes'] / 2**20:.0f} MiB"
+            )
         return line
 
     def rows(self, count: int) -> str:
@@ -128,7 +138,9 @@ def compared(runs: dict[str, list[Line]]) -> Line:
             section[name] = {**lines[-1], "seconds": seconds, "peak_rss_bytes": peak}
     if "ojak" in section:
         for name in section.keys() - {"ojak"}:
-            section[name]["over_ojak"] = round(section[name]["seconds"]["median"] / section["ojak"]["seconds"]["median"], 2)
+            section[name]["over_ojak"] = round(
+                section[name]["seconds"]["median"] / section["ojak"]["seconds"]["median"], 2
+            )
     return section
 
 
@@ -148,14 +160,16 @@ def tables(sections: Line) -> str:
     flat += [(f"scale, {kind}", line) for kind, lines in sections.get("scale", {}).items() for line in lines]
     if flat:
         rows = [(name, f"{each['rows']:,}", f"{each['seconds']:.1f}", f"{each['rows'] / each['seconds']:,.0f}",
-                 f"{each['peak_rss_bytes'] / 2**20:,.0f}", str(each.get("recall", ""))) for name, each in flat]  # fmt: skip
+                 f"{each['peak_rss_bytes'] / 2**20:,.0f}", str(each.get("recall", "")))
+                for name, each in flat]  # fmt: skip
         parts.append(harness.table(("job", "rows", "seconds", "rows/s", "peak MiB", "recall"), rows))
     return "\n\n".join(part for part in parts if part)
 
 
 def _comparison(section: Line) -> str:
     rows = [
-        (name, f"{each['rows']:,}", f"{each['seconds']['median']:.1f}", f"{each['rows'] / each['seconds']['median']:,.0f}",
+        (name, f"{each['rows']:,}", f"{each['seconds']['median']:.1f}",
+         f"{each['rows'] / each['seconds']['median']:,.0f}",
          f"{each['peak_rss_bytes'] / 2**20:,.0f}", str(each.get("kept", "")), str(each.get("over_ojak", "")))
         for name, each in section.items() if "seconds" in each
     ]  # fmt: skip
@@ -163,12 +177,16 @@ def _comparison(section: Line) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="few rows, one round, no result file")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scratch", type=pathlib.Path, help="where rows and answers are put, and removed (about 1 GB)")
+    parser.add_argument(
+        "--scratch", type=pathlib.Path, help="where rows and answers are put, and removed (about 1 GB)"
+    )
     args = parser.parse_args(arguments)
     chosen = args.sections or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):

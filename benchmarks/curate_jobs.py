@@ -1,10 +1,10 @@
 """The jobs that `curate.py` times, each run in a process of its own: prints one JSON line.
 
-    rows FILE N           N made-up rows as JSONL
-    minhash FILE          clusters of near duplicates of the rows in FILE
-    exact N OUT           nearest neighbours of N vectors, every pair compared
-    flat N OUT            the same by FAISS's flat index
-    index N               the same by ojak's index, with its recall
+rows FILE N           N made-up rows as JSONL
+minhash FILE          clusters of near duplicates of the rows in FILE
+exact N OUT           nearest neighbours of N vectors, every pair compared
+flat N OUT            the same by FAISS's flat index
+index N               the same by ojak's index, with its recall
 """
 
 import argparse
@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import planted
 from numpy.typing import NDArray
+
+import planted
 
 WIDTH = 384
 HIDDEN = 48  # directions in which the vectors differ much, as those of embedding models do
@@ -100,14 +101,18 @@ def index(count: int) -> dict[str, Any]:
     return {"rows": count, "seconds": seconds, **recall, "matrix_bytes": matrix.nbytes}
 
 
-def _neighbors(count: int, seconds: float, distance: Any, neighbor: Any, out: pathlib.Path | None) -> dict[str, Any]:
+def _neighbors(
+    count: int, seconds: float, distance: Any, neighbor: Any, out: pathlib.Path | None
+) -> dict[str, Any]:
     if out:
         np.savez(out, distance=distance, index=neighbor)
     return {"rows": count, "seconds": seconds, "matrix_bytes": 4 * count * WIDTH}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("job", choices=["rows", "minhash", "exact", "flat", "index"])
     parser.add_argument("arguments", nargs="+")
     args = parser.parse_args()

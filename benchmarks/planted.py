@@ -17,14 +17,14 @@ NOUNS = """apple bridge candle desert engine forest garden harbor island jacket 
     recipe theorem contract budget protein galaxy volcano comet orbit circuit sensor packet compiler database server
     invoice ledger voter senate treaty museum sculpture symphony novel poem chapter ticket airport luggage passport
     virus enzyme neuron muscle tendon fracture vaccine tablet bandage glacier drought monsoon harvest orchid falcon
-    magpie salmon beetle badger walrus pigeon turtle donkey panther lizard mussel""".split()
+    magpie salmon beetle badger walrus pigeon turtle donkey panther lizard mussel""".split()  # noqa: SIM905
 VERBS = """carries builds follows paints repairs measures compares hides borrows describes protects gathers divides
     observes records designs replaces inspects praises questions translates remembers forgets polishes delivers
     collects arranges predicts explains imagines shortens improves ignores chases admires answers visits trades
-    weighs sketches guards feeds teaches counts tests tunes sorts merges prints folds locks opens""".split()
+    weighs sketches guards feeds teaches counts tests tunes sorts merges prints folds locks opens""".split()  # noqa: SIM905
 ADJECTIVES = """old bright narrow quiet heavy gentle distant broken curious golden hollow modern northern painted
     rapid silver tiny useful violet wooden young brave clever damp early famous green honest icy jolly kind loose
-    muddy noisy plain round salty tall urgent vast warm cheap dusty exact fragile humble idle""".split()
+    muddy noisy plain round salty tall urgent vast warm cheap dusty exact fragile humble idle""".split()  # noqa: SIM905
 PLACES = """the coast|the mountains|a small town|the old school|the factory|the library|the station|a far country|the
     laboratory|the courthouse|the theatre|the village square|the hospital|the shipyard|the observatory|the archive|the
     vineyard|the tower|the basement|the embassy|the greenhouse""".replace("\n    ", " ").split("|")
@@ -38,7 +38,13 @@ SYNONYMS = {
     "replaces": "swaps", "inspects": "examines", "remembers": "recalls", "improves": "enhances", "delivers": "brings",
     "forest": "wood", "doctor": "physician", "teacher": "instructor", "novel": "book", "village": "hamlet",
 }  # fmt: skip
-OPENERS = ["Explain why", "Describe how", "Write a short text about how", "Tell me whether", "Give three reasons why"]
+OPENERS = [
+    "Explain why",
+    "Describe how",
+    "Write a short text about how",
+    "Tell me whether",
+    "Give three reasons why",
+]
 
 # Share of the rows; the rest is plain.
 SHARES = {
@@ -60,7 +66,12 @@ class Row:
 def sentence(rng: random.Random) -> str:
     pick = rng.choice
     middle = f"the {pick(ADJECTIVES)} {pick(NOUNS)} {pick(VERBS)} the {pick(ADJECTIVES)} {pick(NOUNS)}"
-    ends = [f"near {pick(PLACES)}", pick(TIMES), f"with a {pick(NOUNS)}", f"and {pick(VERBS)} a {pick(NOUNS)}"]
+    ends = [
+        f"near {pick(PLACES)}",
+        pick(TIMES),
+        f"with a {pick(NOUNS)}",
+        f"and {pick(VERBS)} a {pick(NOUNS)}",
+    ]
     end = pick(ends)
     return f"{middle} {end}"
 
@@ -107,7 +118,9 @@ def paraphrased(original: str, rng: random.Random) -> str:
 
 def same_to_a_reader(original: str, rng: random.Random) -> str:
     """Another form of the same words: case, blanks, quotation marks."""
-    form = rng.choice([str.upper, str.lower, lambda t: t.replace(" ", "  "), lambda t: t.replace(".", "!"), str])
+    form = rng.choice(
+        [str.upper, str.lower, lambda t: t.replace(" ", "  "), lambda t: t.replace(".", "!"), str]
+    )
     return form(original)
 
 
@@ -120,7 +133,9 @@ def digits(rng: random.Random, count: int) -> str:
 
 def with_luhn(body: str) -> str:
     """`body` with the check digit that makes the sum of Luhn's scheme a multiple of ten."""
-    total = sum(2 * int(d) - 9 * (int(d) > 4) if place % 2 == 0 else int(d) for place, d in enumerate(reversed(body)))
+    total = sum(
+        2 * int(d) - 9 * (int(d) > 4) if place % 2 == 0 else int(d) for place, d in enumerate(reversed(body))
+    )
     return f"{body}{-total % 10}"
 
 
@@ -131,7 +146,9 @@ def card(rng: random.Random) -> str:
 
 
 def iban(rng: random.Random) -> str:
-    country, length = rng.choice([("DE", 18), ("FR", 23), ("ES", 20), ("NL", 14), ("BE", 12), ("PL", 24), ("AT", 16)])
+    country, length = rng.choice(
+        [("DE", 18), ("FR", 23), ("ES", 20), ("NL", 14), ("BE", 12), ("PL", 24), ("AT", 16)]
+    )
     bank = "ABNA" if country == "NL" else ""
     body = bank + digits(rng, length - len(bank))
     number = "".join(str(int(sign, 36)) for sign in f"{body}{country}00")
@@ -148,26 +165,41 @@ def resident(rng: random.Random) -> str:
 def phone(rng: random.Random) -> str:
     n = lambda count: digits(rng, count)  # noqa: E731
     area, office = f"{rng.randint(201, 989)}", f"{rng.randint(200, 999)}"
-    return rng.choice([
-        f"({area}) {office}-{n(4)}", f"{area}-{office}-{n(4)}", f"+1 {area} {office} {n(4)}", f"+44 20 7{n(3)} {n(4)}",
-        f"+82 10-{n(4)}-{n(4)}", f"010-{n(4)}-{n(4)}", f"02-{office}-{n(4)}", f"+49 30 {n(7)}", f"030/{n(7)}",
-        f"+33 6 {n(2)} {n(2)} {n(2)} {n(2)}", f"06 {n(2)} {n(2)} {n(2)} {n(2)}", f"03-{office}1-{n(4)}", f"+91 9{n(4)} {n(5)}",
-    ])  # fmt: skip
+    return rng.choice(
+        [
+            f"({area}) {office}-{n(4)}",
+            f"{area}-{office}-{n(4)}",
+            f"+1 {area} {office} {n(4)}",
+            f"+44 20 7{n(3)} {n(4)}",
+            f"+82 10-{n(4)}-{n(4)}",
+            f"010-{n(4)}-{n(4)}",
+            f"02-{office}-{n(4)}",
+            f"+49 30 {n(7)}",
+            f"030/{n(7)}",
+            f"+33 6 {n(2)} {n(2)} {n(2)} {n(2)}",
+            f"06 {n(2)} {n(2)} {n(2)} {n(2)}",
+            f"03-{office}1-{n(4)}",
+            f"+91 9{n(4)} {n(5)}",
+        ]
+    )
 
 
 def public_ip(rng: random.Random) -> str:
     if rng.random() < 0.2:
         return f"2a0{rng.randint(1, 9)}:" + ":".join(f"{rng.randint(4096, 65535):x}" for _ in range(7))
-    return f"{rng.choice([8, 31, 46, 81, 93, 151, 185, 203])}.{rng.randint(1, 99)}.{rng.randint(120, 250)}.{rng.randint(1, 254)}"
+    first = rng.choice([8, 31, 46, 81, 93, 151, 185, 203])
+    return f"{first}.{rng.randint(1, 99)}.{rng.randint(120, 250)}.{rng.randint(1, 254)}"
 
 
 def email(rng: random.Random) -> str:
-    name = f"{rng.choice(NOUNS)}{rng.choice(['.', '_', '', '+', '-'])}{rng.choice(NOUNS)}{rng.choice(['', digits(rng, 2)])}"
-    return f"{name}@{rng.choice(NOUNS)}{rng.choice(['', '-' + rng.choice(NOUNS)])}.{rng.choice(['com', 'org', 'co.kr', 'de'])}"
+    one, other, host, more = rng.choices(NOUNS, k=4)
+    name = f"{one}{rng.choice(['.', '_', '', '+', '-'])}{other}{rng.choice(['', digits(rng, 2)])}"
+    return f"{name}@{host}{rng.choice(['', f'-{more}'])}.{rng.choice(['com', 'org', 'co.kr', 'de'])}"
 
 
 def ssn(rng: random.Random) -> str:
-    return f"{rng.choice([rng.randint(1, 665), rng.randint(667, 899)]):03d}-{rng.randint(1, 99):02d}-{rng.randint(1, 9999):04d}"
+    area = rng.choice([rng.randint(1, 665), rng.randint(667, 899)])
+    return f"{area:03d}-{rng.randint(1, 99):02d}-{rng.randint(1, 9999):04d}"
 
 
 PERSONAL: dict[str, Callable[[random.Random], str]] = {
@@ -181,23 +213,45 @@ def decoy(rng: random.Random) -> str:
     wrong = card(rng)
     wrong = f"{wrong[:-1]}{(int(wrong[-1]) + rng.randint(1, 9)) % 10}"
     n = lambda count: digits(rng, count)  # noqa: E731
-    return rng.choice([
-        wrong, f"order {n(10)}", f"192.168.{rng.randint(0, 255)}.{rng.randint(0, 255)}", f"version {n(1)}.{n(1)}.{n(2)}.{n(1)}",
-        f"{rng.randint(1990, 2030)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}", f"{n(3)}.{n(3)}", f"ISBN 978-{n(1)}-{n(3)}-{n(5)}-{n(1)}",
-        f"{rng.randint(1, 12):02d}/{rng.randint(1, 28):02d}/{rng.randint(1990, 2030)}", f"pi is 3.14159{n(8)}", f"room {n(3)}-{n(2)}",
-        f"{rng.randint(1, 9)},{n(3)},{n(3)} people", f"at {rng.randint(0, 23)}:{rng.randint(10, 59)}:{rng.randint(10, 59)}",
-        f"@{rng.choice(NOUNS)}", f"std::{rng.choice(NOUNS)}::{rng.choice(NOUNS)}", f"2^{n(2)} = {n(12)}", f"serial {n(4)}-{n(4)}-{n(4)}",
-        f"000-{n(2)}-{n(4)}", f"commit {''.join(rng.choices('0123456789abcdef', k=40))}",
-    ])  # fmt: skip
+    return rng.choice(
+        [
+            wrong,
+            f"order {n(10)}",
+            f"192.168.{rng.randint(0, 255)}.{rng.randint(0, 255)}",
+            f"version {n(1)}.{n(1)}.{n(2)}.{n(1)}",
+            f"{rng.randint(1990, 2030)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
+            f"{n(3)}.{n(3)}",
+            f"ISBN 978-{n(1)}-{n(3)}-{n(5)}-{n(1)}",
+            f"{rng.randint(1, 12):02d}/{rng.randint(1, 28):02d}/{rng.randint(1990, 2030)}",
+            f"pi is 3.14159{n(8)}",
+            f"room {n(3)}-{n(2)}",
+            f"{rng.randint(1, 9)},{n(3)},{n(3)} people",
+            f"at {rng.randint(0, 23)}:{rng.randint(10, 59)}:{rng.randint(10, 59)}",
+            f"@{rng.choice(NOUNS)}",
+            f"std::{rng.choice(NOUNS)}::{rng.choice(NOUNS)}",
+            f"2^{n(2)} = {n(12)}",
+            f"serial {n(4)}-{n(4)}-{n(4)}",
+            f"000-{n(2)}-{n(4)}",
+            f"commit {''.join(rng.choices('0123456789abcdef', k=40))}",
+        ]
+    )
 
 
 def secret(rng: random.Random) -> str:
     letters = string.ascii_letters + string.digits
     some = lambda count: "".join(rng.choices(letters, k=count))  # noqa: E731
-    return rng.choice([
-        f"sk-{some(48)}", f"hf_{some(34)}", f"ghp_{some(36)}", f"AKIA{some(16).upper()}", f"AIza{some(35)}",
-        f"xoxb-{digits(rng, 12)}-{some(24)}", f"glpat-{some(20)}", f'api_key = "{some(32)}"',
-    ])  # fmt: skip
+    return rng.choice(
+        [
+            f"sk-{some(48)}",
+            f"hf_{some(34)}",
+            f"ghp_{some(36)}",
+            f"AKIA{some(16).upper()}",
+            f"AIza{some(35)}",
+            f"xoxb-{digits(rng, 12)}-{some(24)}",
+            f"glpat-{some(20)}",
+            f'api_key = "{some(32)}"',
+        ]
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- the rows
@@ -206,7 +260,10 @@ def secret(rng: random.Random) -> str:
 def test_items(count: int, seed: int) -> list[str]:
     """A test set: prompts of 8 to some 40 words."""
     rng = random.Random(f"tests {seed}")
-    return [f"{rng.choice(OPENERS)} {', and '.join(sentence(rng) for _ in range(rng.randint(1, 3)))}?" for _ in range(count)]
+    return [
+        f"{rng.choice(OPENERS)} {', and '.join(sentence(rng) for _ in range(rng.randint(1, 3)))}?"
+        for _ in range(count)
+    ]
 
 
 def rows(count: int, seed: int, tests: list[str]) -> list[Row]:
@@ -237,7 +294,9 @@ def _row(kind: str, rng: random.Random, made: list[Row], plain: list[int], tests
         of = plain.pop(rng.randrange(len(plain)))  # each is repeated once, so that pairs are known
         original = made[of].text
         if kind == "near":
-            return Row(replaced(original, rng, rng.randint(1, max(1, len(original.split()) // 30))), kind, of=of)
+            return Row(
+                replaced(original, rng, rng.randint(1, max(1, len(original.split()) // 30))), kind, of=of
+            )
         return Row((same_to_a_reader if kind == "exact" else paraphrased)(original, rng), kind, of=of)
     base = text(rng, rng.randint(3, 9))
     if kind == "plain":
@@ -247,11 +306,18 @@ def _row(kind: str, rng: random.Random, made: list[Row], plain: list[int], tests
         "decoy": lambda: ("decoy", decoy(rng)),
         "secret": lambda: ("secret", secret(rng)),
         "contaminated": lambda: ("contaminated", _disguised(rng.choice(tests), rng)),
-        "overlap": lambda: ("overlap", " ".join(rng.choice([t for t in tests if len(t.split()) > 13]).split()[:7])),
+        "overlap": lambda: (
+            "overlap",
+            " ".join(rng.choice([t for t in tests if len(t.split()) > 13]).split()[:7]),
+        ),
     }
     label, piece = pieces[kind]()
     head, _, tail = base.partition(". ")
-    return Row(f"{head}. {rng.choice(['See', 'Note:', 'It says', 'Write to'])} {piece}, then. {tail}", kind, [(label, piece)])
+    return Row(
+        f"{head}. {rng.choice(['See', 'Note:', 'It says', 'Write to'])} {piece}, then. {tail}",
+        kind,
+        [(label, piece)],
+    )
 
 
 def _personal(rng: random.Random) -> tuple[str, str]:

@@ -58,10 +58,16 @@ def datatrove(path: pathlib.Path, threads: int) -> dict[str, Any]:
         reader = JsonlReader(str(root / "in"), compression=None)
         out = {step: str(root / step) for step in ("signatures", "buckets", "remove", "kept")}
         steps = [
-            ([reader, MinhashDedupSignature(out["signatures"], config=config, language=Languages.english)], threads),
+            (
+                [reader, MinhashDedupSignature(out["signatures"], config=config, language=Languages.english)],
+                threads,
+            ),
             ([MinhashDedupBuckets(out["signatures"], out["buckets"], config=config)], config.num_buckets),
             ([MinhashDedupCluster(out["buckets"], out["remove"], config=config)], 1),
-            ([reader, MinhashDedupFilter(out["remove"]), JsonlWriter(out["kept"], compression=None)], threads),
+            (
+                [reader, MinhashDedupFilter(out["remove"]), JsonlWriter(out["kept"], compression=None)],
+                threads,
+            ),
         ]
         start = time.perf_counter()
         for number, (pipeline, tasks) in enumerate(steps):
@@ -82,13 +88,17 @@ def shards(path: pathlib.Path, folder: pathlib.Path, count: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("peer", choices=["datasketch", "datatrove"])
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("threads", type=int)
     args = parser.parse_args()
     line = {"datasketch": datasketch, "datatrove": datatrove}[args.peer](args.file, args.threads)
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, children = (
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     print(json.dumps({**line, "peak_rss_bytes": max(own, children) * 1024}))
 
 

@@ -88,35 +88,9 @@ _NATIONAL = re.compile(
       )(?![\w]|[.-]\d)""",
     re.VERBOSE | re.ASCII,
 )
-_ONE_DIGIT_CODES, _TWO_DIGIT_CODES = {"1", "7"}, frozenset(
-    ["20", "27", "30", "31", "32", "33", "34", "36", "39", "40", "41", "43", "44", "45", "46", "47", "48", "49", "51", "52", "53", "54", "55", "56", "57", "58", "60", "61", "62", "63", "64", "65", "66", "81", "82", "84", "86", "90", "91", "92", "93", "94", "95", "98"]
-)  # fmt: skip
-_THREE_DIGIT_CODES = tuple(
-    [
-        "21",
-        "22",
-        "23",
-        "24",
-        "25",
-        "26",
-        "29",
-        "35",
-        "37",
-        "38",
-        "42",
-        "50",
-        "59",
-        "67",
-        "68",
-        "69",
-        "80",
-        "85",
-        "87",
-        "88",
-        "96",
-        "97",
-        "99",
-    ]
+_COUNTRY_CODE = re.compile(  # of ITU-T E.164, by their first digits; those of two digits are whole
+    r"[17]|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
+    r"|(?:2[1-69]|3[578]|42|50|59|6[789]|8[0578]|9[679])[0-9]"
 )
 _LEAST_DIGITS, _MOST_DIGITS = 8, 15  # of an international number (ITU-T E.164)
 
@@ -236,19 +210,19 @@ def _is_rrn(match: re.Match[str]) -> bool:
 
 
 def _is_international(match: re.Match[str]) -> bool:
-    """A country code that exists, and as many digits as a number may have."""
+    """A country code that exists, and as many digits as a number may have. Zeros in front say little: after "00" the
+    digits must be in groups."""
     text = match.group()
     digits = _digits(text).removeprefix("00") if text.startswith("00") else _digits(text)
-    known = (
-        digits[0] in _ONE_DIGIT_CODES or digits[:2] in _TWO_DIGIT_CODES or digits[:2] in _THREE_DIGIT_CODES
-    )
+    known = _COUNTRY_CODE.match(digits) is not None
+    grouped = text[0] == "+" or not text.isdigit()
     balanced = text.count("(") == text.count(")")
-    return known and balanced and _LEAST_DIGITS <= len(digits) <= _MOST_DIGITS
+    return known and grouped and balanced and _LEAST_DIGITS <= len(digits) <= _MOST_DIGITS
 
 
 def _is_national(match: re.Match[str]) -> bool:
     text = match.group()
-    return text.count("(") == text.count(")") and 9 <= len(_digits(text)) <= 12
+    return text.count("(") == text.count(")") and 9 <= len(_digits(text)) <= 11
 
 
 def _always(_match: re.Match[str]) -> bool:

@@ -67,7 +67,7 @@ class _Cells:
                 yield positions, others, products
 
     def nearest(self, asking: Rows) -> tuple[Cosines, Rows]:
-        """([asking] the largest cosine, the row that has it, of several the first); NOTHING and -1 where there is none."""
+        """([asking] the largest cosine, the first row that has it); NOTHING and -1 where there is none."""
         import numpy as np
 
         best = np.full(len(asking), NOTHING, dtype=np.float32)

@@ -107,7 +107,8 @@ class Embedder:
         matrix = np.nan_to_num(np.asarray(found, dtype=np.float32), posinf=0.0, neginf=0.0)
         lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
         matrix[lengths[:, 0] < 1e-6] = np.eye(1, self.width, dtype=np.float32)
-        return matrix / np.where(lengths < 1e-6, np.float32(1), lengths)
+        matrix /= np.where(lengths < 1e-6, np.float32(1), lengths)
+        return matrix
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import random
 
 import pytest
@@ -124,6 +125,8 @@ NOT_PERSONAL = [
     "100 200 300",
     "The years 1914-1918 and 1939-1945",
     "0.0.0.0",
+    "0032215864",  # a country code, but in one run of digits
+    "0321-5160-5253",  # too long for a number with a trunk zero
 ]
 
 
@@ -277,4 +280,4 @@ def test_places_rise_and_do_not_overlap() -> None:
     pieces = [*CARDS, *IBANS, *PHONES, "a@b.co", "8.8.8.8", "123-45-6789", " ", ", ", "x", "1", "-", "."]
     for _ in range(300):
         found = find_personal_data("".join(rng.choices(pieces, k=8)))
-        assert all(a.end <= b.start for a, b in zip(found, found[1:], strict=False))
+        assert all(a.end <= b.start for a, b in itertools.pairwise(found))
