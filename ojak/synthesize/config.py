@@ -10,12 +10,16 @@ import orjson
 from pydantic import Field, field_validator
 
 from ojak._settings import Settings, wrong_value
+from ojak.engines.endpoint_url import parse_address, without_userinfo
+from ojak.engines.open import EngineName
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
 from ojak.synthesize.systems import system_text
 
 # What does not change a row that is there: a run may be continued with other values of these, and with more `rows`.
-NOT_SHAPING = {"out", "rows", "limit_tokens", "limit_minutes", "resume", "accept_license"}
+# The engine and its model are in the identity: the served name and the template stand for an endpoint, not its address.
+ELSEWHERE = {"engine", "url", "tokenizer", "key_env"}
+NOT_SHAPING = {"out", "rows", "limit_tokens", "limit_minutes", "resume", "accept_license", "retry_failed"} | ELSEWHERE
 GROWING = {"max_instruction_tokens", "max_response_tokens"}  # rows cut by a smaller cap are asked again
 
 
@@ -25,7 +29,9 @@ class MagpieConfig(Settings):
     `system` is a domain ("@math", "@code", "@translation") or a text, of which an empty one is none; `language` a code
     such as "de". `grid` is a
     preset ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules
-    on an instruction's first token. Caps are in tokens. Made with a value out of range, it raises UsageError.
+    on an instruction's first token. Caps are in tokens. `engine` "endpoint" asks the server at `url` for its `model`;
+    `tokenizer` (a name or a path) says where template and tokenizer come from, `key_env` in which environment variable
+    the key is. `retry_failed` asks rows again that failed for good. Made with a value out of range, it raises UsageError.
     """
 
     model: str = Field(min_length=1)
@@ -46,6 +52,22 @@ class MagpieConfig(Settings):
     limit_minutes: float | None = Field(default=None, gt=0)
     resume: Literal["if_possible", "always", "never"] = "if_possible"
     accept_license: tuple[str, ...] = ()
+    engine: EngineName = "native"
+    url: str | None = None
+    tokenizer: str | None = Field(default=None, min_length=1)
+    key_env: str | None = None
+    retry_failed: bool = False
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _url_without_userinfo(cls, url: object) -> object:
+        return without_userinfo(url) if isinstance(url, str) else url  # no refusal may show a password
+
+    @field_validator("url")
+    @classmethod
+    def _url_reads(cls, url: str | None) -> str | None:
+        with wrong_value():
+            return parse_address(url).url if url else None
 
     @field_validator("out", mode="before")
     @classmethod

@@ -18,6 +18,9 @@ from ojak.synthesize.config import GROWING, MagpieConfig
 
 LEDGER = "ledger.sqlite"
 JUDGES = ("similarity.py", "synthesize/magpie.py", "rules")  # after a change to these, rows are judged again
+NOT_RECORDED = {
+    "out", "resume", "limit_tokens", "limit_minutes", "accept_license", "retry_failed", "url", "key_env",
+}  # fmt: skip
 
 
 def check_folder(config: MagpieConfig, out: Path) -> None:
@@ -66,13 +69,15 @@ def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
         return None
     artifact = Artifact.open(out)
     same = artifact.manifest["config"] == recorded(config) and not artifact.stats.get("stopped")
+    if config.retry_failed and artifact.counts.get("failed"):
+        return None
     return artifact.verify() if same else None
 
 
 def recorded(config: MagpieConfig) -> dict[str, Any]:
     """The configuration as the manifest keeps it: without where it lies and how far one run went."""
     kept = config.model_dump(
-        mode="json", exclude={"out", "resume", "limit_tokens", "limit_minutes", "accept_license"}
+        mode="json", exclude=NOT_RECORDED
     )
     cells = [list(cell) for cell in config.cells]
     return kept | {"system_text": config.system_text, "cells": cells, "code_sha256": code_sha256(JUDGES)}

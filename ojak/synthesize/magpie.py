@@ -67,7 +67,7 @@ class MagpieRun:
     def __init__(
         self, config: MagpieConfig, engine: Engine, ledger: Ledger, listener: Listener | None = None
     ) -> None:
-        require(engine, "magpie", "raw_prompt", "seed")
+        require(engine, "magpie", "raw_prompt")
         self.config, self.engine, self.ledger, self.listener = config, engine, ledger, listener
         self.prefix: ChatPrefix = engine.chat_prefix(config.system_text)
         self.rows = [Row(number, self._sampling(number)) for number in range(config.rows)]
@@ -210,7 +210,7 @@ class MagpieRun:
         """Refuses a model whose first rows are fragments, before more is spent on it."""
         first = self.rows[: self.judged]
         reasons_found = (row.reason for row in first if row.stage == "instruction" and row.reason)
-        bad = Counter(reason for reason in reasons_found if not reason.startswith("duplicate"))
+        bad = Counter(reason for reason in reasons_found if not reason.startswith(("duplicate", "failed")))
         if sum(bad.values()) < PROBE_REFUSED * len(first):
             return
         reasons = ", ".join(f"{reason}: {count}" for reason, count in bad.most_common(3))
@@ -226,7 +226,8 @@ class MagpieRun:
     # -- the record -------------------------------------------------------------------------------------------------
 
     def _known(self, row: Row, request: Request) -> Entry | None:
-        return self.ledger.get(self._key(row, request), request.max_tokens)
+        entry = self.ledger.get(self._key(row, request), request.max_tokens)
+        return None if entry and entry.state == "failed" and self.config.retry_failed else entry
 
     def _key(self, row: Row, request: Request) -> str:
         return request_key(
@@ -243,18 +244,19 @@ class MagpieRun:
         """Commits a finished request to the ledger, then hands it to its row."""
         request = completion.request
         number, kind = request.tag
-        row = self.rows[number]
+        row, error = self.rows[number], completion.error
+        payload = {"seed": request.seed, "sampling": request.sampling.to_dict()}
         entry = Entry(
             key=self._key(row, request),
             row=number,
             kind=kind,
-            state="ok",
+            state="ok" if error is None else "failed",
             max_tokens=request.max_tokens,
-            finish_reason=completion.finish_reason,
+            finish_reason=completion.finish_reason if error is None else None,
             text=completion.text,
-            token_count=len(completion.token_ids),
+            token_count=completion.token_count,
             prompt_tokens=completion.prompt_tokens,
-            payload={"seed": request.seed, "sampling": request.sampling.to_dict()},
+            payload=payload if error is None else {**payload, "error": error},
         )
         begin = time.perf_counter()
         self.ledger.put(entry)
