@@ -10,7 +10,7 @@ import orjson
 from pydantic import Field, field_validator
 
 from ojak._settings import Settings, wrong_value
-from ojak.engines.endpoint_url import parse_address, without_userinfo
+from ojak.engines.endpoint_url import parse_address
 from ojak.engines.open import EngineName
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
@@ -31,7 +31,8 @@ class MagpieConfig(Settings):
     preset ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules
     on an instruction's first token. Caps are in tokens. `engine` "endpoint" asks the server at `url` for its `model`;
     `tokenizer` (a name or a path) says where template and tokenizer come from, `key_env` in which environment variable
-    the key is. `retry_failed` asks rows again that failed for good. Made with a value out of range, it raises UsageError.
+    the key is. `retry_failed` asks rows again that failed for good. Made with a value out of range, it raises
+    UsageError.
     """
 
     model: str = Field(min_length=1)
@@ -58,15 +59,10 @@ class MagpieConfig(Settings):
     key_env: str | None = None
     retry_failed: bool = False
 
-    @field_validator("url", mode="before")
-    @classmethod
-    def _url_without_userinfo(cls, url: object) -> object:
-        return without_userinfo(url) if isinstance(url, str) else url  # no refusal may show a password
-
     @field_validator("url")
     @classmethod
     def _url_reads(cls, url: str | None) -> str | None:
-        with wrong_value():
+        with wrong_value(shown=False):  # it may hold a password
             return parse_address(url).url if url else None
 
     @field_validator("out", mode="before")
