@@ -51,6 +51,21 @@ def magpie(
     resume: Annotated[
         Literal["if_possible", "always", "never"], typer.Option(help="What to do with a run in DIR.")
     ] = "if_possible",
+    engine: Annotated[
+        Literal["native", "endpoint", "ray", "scripted"],
+        typer.Option(help="What runs the model: ojak itself, or a server (docs/engines.md)."),
+    ] = "native",
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The server of --engine endpoint; --model is the name it serves.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="Template and tokenizer of the server's model, if not told by it."),
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Where the server's key is; default: OJAK_ENDPOINT_KEY.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask rows again that failed for good.")] = False,
     accept_license: AcceptLicense = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     as_json: Json = False,
@@ -70,6 +85,7 @@ def magpie(
         max_instruction_tokens=max_instruction_tokens, max_response_tokens=max_response_tokens,
         max_total_tokens=max_total_tokens,
         limit_tokens=limit_tokens, limit_minutes=limit_minutes, resume=resume,
+        engine=engine, url=url, tokenizer=tokenizer, key_env=key_env, retry_failed=retry_failed,
         accept_license=tuple(accept_license or ()),
     )  # fmt: skip
     if dry_run:

@@ -41,7 +41,7 @@ class Result:
         )
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped the run, Stopped if a signal did."""
+        """Raise PartialResult if a budget stopped the run or requests failed for good, Stopped if a signal did."""
         if self.signal:
             raise self.signal
         stopped = self.facts.get("stopped")
@@ -49,6 +49,12 @@ class Result:
             raise PartialResult(
                 f"stopped at --{stopped.replace('_', '-')} with {self.facts['accepted']:,} {self.made}",
                 fix="run the same command again to go on",
+            )
+        if failed := self.facts.get("failed"):
+            raise PartialResult(
+                f"{failed:,} row{'s' * (failed > 1)} failed for good; {self.facts['accepted']:,} pairs are kept",
+                why="the endpoint gave no usable answer to them; the ledger has the reasons",
+                fix="run the same command again with --retry-failed",
             )
 
 

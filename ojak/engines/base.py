@@ -24,7 +24,8 @@ class Capabilities:
     """What an engine can do. A stage that needs more is refused before any work (`require`).
 
     raw_prompt: continues a text as it is, without a template of its own. scores: gives the probabilities of texts that
-    it is shown (`score`); logprobs: those of the tokens it drew.
+    it is shown (`score`); logprobs: those of the tokens it drew. seed: the same request with the same seed
+    gives the same text.
     """
 
     raw_prompt: bool = False
@@ -66,7 +67,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
-        """Completions in the order in which they finish.
+        """Completions in the order in which they finish; one that was given up has an `error`.
 
         `requests` may yield None: nothing is ready now, ask again after another step. An error that it raises ends the
         work, rows in flight included, and passes through. `longest` is the most

@@ -62,8 +62,8 @@ def read(folder: Path | str) -> Source:
         config=config,
         tensors=lambda: _tensors(files, config),
         tokenizer=tokenizer,
-        chat_template=_chat_template(folder),
-        stop_ids=_stop_ids(folder, config, tokenizer),
+        chat_template=read_chat_template(folder),
+        stop_ids=read_stop_ids(folder, config, tokenizer),
         sha256=combined_sha256([*hashed, *files], folder),
         quantization=None,
         license=_license(folder),
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a model folder", why="it has no config.json",
             fix="give a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors",
         )  # fmt: skip
-    config = _without_code(_read_json(folder / "config.json"))
+    config = _without_code(read_object(folder / "config.json"))
     if config.get("quantization_config"):
         raise InputRefused(
             f"{folder} holds quantised weights", why="its config.json has a quantization_config",
@@ -92,7 +92,7 @@ def _without_code(value: Any) -> Any:
     return [_without_code(item) for item in value] if isinstance(value, list) else value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file, {} where the file is missing. Raises InputRefused."""
     if not path.is_file():
         return {}
@@ -111,7 +111,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = _read_json(folder / "model.safetensors.index.json")
+    index = read_object(folder / "model.safetensors.index.json")
     if index:
         return _indexed_files(folder, index)
     files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter"))
@@ -212,25 +212,25 @@ def _name(folder: Path) -> str:
     return folder.absolute().name
 
 
-def _chat_template(folder: Path) -> str | None:
+def read_chat_template(folder: Path) -> str | None:
     """The template file if there is one, else the (default) template in tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise InputRefused(f"{path} is larger than {MAX_TEMPLATE_BYTES >> 10} KiB")
         return path.read_text("utf-8", errors="replace")
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    template = read_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
 
 
-def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+def read_stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     """The end ids of generation_config.json, config.json and the tokenizer, each once. Raises InputRefused."""
     found: list[Any] = []
     text_config = config.get("text_config")
-    sources = (_read_json(folder / "generation_config.json"), config, text_config)
+    sources = (read_object(folder / "generation_config.json"), config, text_config)
     for source in sources:
         value = source.get("eos_token_id") if isinstance(source, dict) else None
         found += value if isinstance(value, list) else [value]

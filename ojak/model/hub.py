@@ -43,6 +43,7 @@ HUB_NAME = re.compile(
     re.ASCII,
 )
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja")  # weights and text; never code, never pickles
+HUB_TEXT = ("*.json", "*.jinja")
 HUB_IGNORED = ("*/*", "consolidated*")  # second copies of the weights in other layouts
 HUB_IGNORED_NESTED = ("onnx/*", "openvino/*", "consolidated*")  # where a model has folders of its own
 
@@ -58,13 +59,14 @@ def known() -> list[KnownModel]:
 
 def find(
     name_or_path: str | os.PathLike[str], *, accept_license: Collection[str] = (), offline: bool | None = None,
-    notify: Notify | None = None, nested: bool = False,
+    notify: Notify | None = None, nested: bool = False, weights: bool = True,
 ) -> Path:  # fmt: skip
     """The file (GGUF) or folder of a model, fetched if need be.
 
     name_or_path: a path, a name of `known()`, or a hub name `org/name[/file.gguf][@revision]`. offline: None takes
     `OJAK_OFFLINE`. notify is told, in a line, what is about to be downloaded.
     nested: from the hub, files in folders of the model too (the modules of an embedder).
+    weights: of a folder on the hub; without them its JSON files and template alone are fetched.
     Raises UsageError (no such model; licence not accepted), EngineUnavailable (no source answers), InputRefused (a file
     is not the pinned one), VerificationFailed (a file in the cache has changed), ResourceExhausted (disk full).
     """
@@ -76,7 +78,7 @@ def find(
         return pull(text, accept_license=accept_license, offline=offline, notify=notify)
     match = HUB_NAME.fullmatch(text)
     if match and ".." not in text:
-        return _from_hub(match, _is_offline(offline), notify, nested)
+        return _from_hub(match, _is_offline(offline), notify, nested, weights)
     raise UsageError(
         f"there is no model {text[:200]!r}", why="it is neither a file or folder nor a known name",
         fix=f"give a path, a hub name (org/name), or one of: {', '.join(KNOWN)}",
@@ -345,7 +347,9 @@ def _from_hub_pinned(model: KnownModel, staging: Path, notify: Notify) -> None:
     _assemble(replace(model, files=tuple(whole)), staging, opener)
 
 
-def _from_hub(match: re.Match[str], offline: bool, notify: Notify | None, nested: bool) -> Path:
+def _from_hub(
+    match: re.Match[str], offline: bool, notify: Notify | None, nested: bool = False, weights: bool = True
+) -> Path:
     """A model of anybody's from the hub, into a cache folder of ours: the chosen file, or weights and JSON files."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -361,7 +365,8 @@ def _from_hub(match: re.Match[str], offline: bool, notify: Notify | None, nested
         if file:
             return Path(hf_hub_download(repo, file, **options))
         ignored = HUB_IGNORED_NESTED if nested else HUB_IGNORED
-        patterns = {"allow_patterns": list(HUB_FILES), "ignore_patterns": list(ignored)}
+        wanted = HUB_FILES if weights else HUB_TEXT
+        patterns = {"allow_patterns": list(wanted), "ignore_patterns": list(ignored)}
         return Path(str(snapshot_download(repo, **patterns, **options)))
 
 

@@ -86,9 +86,9 @@ class Request:
 class Completion:
     """What a request got. `token_ids` includes the stop token, `text` does not.
 
-    `finish_reason` is "stop" (a stop id or string), "length" (`max_tokens` reached) or "failed" (the engine could not
-    go on; `error` says why). `logprobs` holds, for each token, its natural log-probability under the model before any
-    temperature or cut.
+    `finish_reason` is "stop" (a stop id or string), "length" (`max_tokens` reached), or "failed": `error` then says why
+    it was given up, and there is no text. `logprobs` holds, for each token, its natural log-probability under the model
+    before any temperature or cut. An engine that does not see the ids gives their number, `completion_tokens`.
     """
 
     request: Request
@@ -97,4 +97,10 @@ class Completion:
     finish_reason: str
     prompt_tokens: int = 0
     logprobs: tuple[float, ...] | None = field(default=None)
+    completion_tokens: int | None = None
     error: str | None = None
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens were drawn, the stop token included."""
+        return len(self.token_ids) if self.completion_tokens is None else self.completion_tokens

@@ -165,7 +165,7 @@ class Asking:
         """Asks the engine, or takes the answer that the ledger has."""
         row, kind = request.tag
         known = self.ledger.get(self._key(request), request.max_tokens)
-        if known:
+        if known and not (known.state == "failed" and self.settings.retry_failed):
             self._take(row, Step.of(kind), known)
         else:
             self.ready.append(request)
@@ -186,18 +186,19 @@ class Asking:
     def _record(self, completion: Completion) -> None:
         """Commits a finished request to the ledger, then hands it to its row."""
         request = completion.request
-        row, kind = request.tag
+        (row, kind), error = request.tag, completion.error
+        payload = {"seed": request.seed, "sampling": request.sampling.to_dict()}
         entry = Entry(
             key=self._key(request),
             row=row,
             kind=kind,
-            state="ok",
+            state="ok" if error is None else "failed",
             max_tokens=request.max_tokens,
-            finish_reason=completion.finish_reason,
+            finish_reason=completion.finish_reason if error is None else None,
             text=completion.text,
-            token_count=len(completion.token_ids),
+            token_count=completion.token_count,
             prompt_tokens=completion.prompt_tokens,
-            payload={"seed": request.seed, "sampling": request.sampling.to_dict()},
+            payload=payload if error is None else {**payload, "error": error},
         )
         begin = time.perf_counter()
         self.ledger.put(entry)

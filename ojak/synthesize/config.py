@@ -11,6 +11,8 @@ import orjson
 from pydantic import Field, ValidationInfo, field_validator
 
 from ojak._settings import Settings, wrong_value
+from ojak.engines.endpoint_url import parse_address
+from ojak.engines.open import EngineName
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
 from ojak.synthesize.persona_list import PersonaList, persona_turn, read_personas
@@ -22,16 +24,30 @@ SAMPLED_TEMPERATURE = 0.8  # of several answers to one instruction (Magpie, pref
 class RunConfig(Settings):
     """What every run of requests is told, whatever it makes.
 
+    `engine` "endpoint" asks the server at `url` for its `model`; `tokenizer` (a name or a path) says where template and
+    tokenizer come from, `key_env` in which environment variable the key is. `retry_failed` asks rows again that failed
+    for good.
+
     `not_shaping`: what does not change a row that is there: a run may be continued with other values of these.
     `not_recorded`: what a manifest leaves out. `growing`: what may grow from one run to the next, and what is there
     stays: more rows, larger caps.
     `judges`: the code after a change of which rows are judged again.
     """
 
-    not_shaping: ClassVar[frozenset[str]] = frozenset(
-        {"out", "limit_tokens", "limit_minutes", "resume", "accept_license"}
+    not_recorded: ClassVar[frozenset[str]] = frozenset(
+        {
+            "out",
+            "limit_tokens",
+            "limit_minutes",
+            "resume",
+            "accept_license",
+            "retry_failed",
+            "url",
+            "key_env",
+        }
     )
-    not_recorded: ClassVar[frozenset[str]] = not_shaping
+    # The engine and its model are in the identity: the served name and the template stand for an endpoint.
+    not_shaping: ClassVar[frozenset[str]] = not_recorded | {"engine", "tokenizer"}
     growing: ClassVar[frozenset[str]] = frozenset()
     judges: ClassVar[tuple[str, ...]] = ()
 
@@ -42,6 +58,17 @@ class RunConfig(Settings):
     limit_minutes: float | None = Field(default=None, gt=0)
     resume: Literal["if_possible", "always", "never"] = "if_possible"
     accept_license: tuple[str, ...] = ()
+    engine: EngineName = "native"
+    url: str | None = None
+    tokenizer: str | None = Field(default=None, min_length=1)
+    key_env: str | None = None
+    retry_failed: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _url_reads(cls, url: str | None) -> str | None:
+        with wrong_value(shown=False):  # it may hold a password
+            return parse_address(url).url if url else None
 
     @field_validator("out", mode="before")
     @classmethod

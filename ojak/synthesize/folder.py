@@ -65,6 +65,8 @@ def finished_artifact(config: RunConfig, out: Path) -> Artifact | None:
         return None
     artifact = Artifact.open(out)
     same = artifact.manifest["config"] == recorded(config) and not artifact.stats.get("stopped")
+    if config.retry_failed and artifact.counts.get("failed"):
+        return None
     return artifact.verify() if same else None
 
 

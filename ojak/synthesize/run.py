@@ -46,12 +46,13 @@ def synthesize_magpie(
 ) -> Artifact:
     """Makes an instruction data set from an aligned model, or continues one, in the folder `config.out`.
 
-    Without `engine`, `config.model` is loaded into the embedded one ("scripted" names the engine without a model).
+    Without `engine`, `config.engine` is opened (`load_engine`).
     A run stopped by a budget publishes what it has (`stats["stopped"]` says which). One stopped by Ctrl-C or SIGTERM
     does so, too, and raises Stopped. `progress` is told after each request, `notify` what is about to be downloaded.
 
     Raises ResumeRefused if the folder holds a run with other settings, TargetExists if nothing may be resumed there,
-    Locked if another process works in it, InputRefused for a model that cannot do this, ResourceExhausted.
+    Locked if another process works in it, InputRefused for a model that cannot do this, ResourceExhausted,
+    EngineUnavailable where an endpoint is gone (what it answered is in the ledger; the next run goes on).
     """
 
     def begin(engine: Engine, ledger: Ledger) -> Asking:
@@ -114,8 +115,15 @@ def _ledger(out: Path) -> Iterator[Ledger]:
 
 
 def load_engine(config: RunConfig, notify: Callable[[str], None] | None = None) -> Engine:
-    """The engine for `config.model`: the scripted one by its name, otherwise the model in the embedded one."""
-    spec = EngineSpec(model=config.model, accept_license=config.accept_license)
+    """The engine that the settings name; "scripted" as the model is the one without a model."""
+    spec = EngineSpec(
+        model=config.model,
+        engine=config.engine,
+        url=config.url,
+        tokenizer=config.tokenizer,
+        key_env=config.key_env,
+        accept_license=config.accept_license,
+    )
     return open_engine(spec, system=config.system_text, turns=config.most_turns, notify=notify)
 
 
