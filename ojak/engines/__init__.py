@@ -1,1 +1,1 @@
-"""Engines: text in, text out, one protocol: `native` is the own decoder, `endpoint` a server, `scripted` needs no model."""
+"""Engines: text in, text out, one protocol. `native` is the own decoder, `endpoint` a server, `scripted` no model."""
