@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +369,16 @@ def test_a_caller_that_stops_leaves_no_thread_behind(tokenizer: Path) -> None:
         next(found)
         found.close()  # type: ignore[attr-defined]
         assert not [thread for thread in threading.enumerate() if thread.name == "ojak-endpoint"]
+
+
+@pytest.mark.parametrize("fault", [drip, drip_headers, hang], ids=lambda fault: fault.__name__)
+def test_no_request_takes_longer_than_its_deadline(fault: Fault, tokenizer: Path) -> None:
+    """Bytes that keep coming do not move it."""
+    policy = replace(FAST, read_s=30.0, total_s=0.6, again={})
+    with FaultyServer({(0, "instruction"): forever(fault)}) as server:
+        engine = open_(server, tokenizer, policy)
+        seed = next(seed for seed, tag in server.rows.items() if tag == (0, "instruction"))
+        begin = time.monotonic()
+        (done,) = complete(engine, Request(prompt="Say", max_tokens=9, seed=seed, tag=0))
+    assert time.monotonic() - begin < 5
+    assert (done.finish_reason, done.error) == ("failed", "no whole answer within 0.6 s")
