@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ojak._api import chat_prefix
     from ojak.artifact import Artifact, publish, read, verify
     from ojak.chat import ChatPrefix
+    from ojak.curate.config import CurateConfig
+    from ojak.curate.explain import explain_row
+    from ojak.curate.run import curate_data
     from ojak.curate.split import SplitConfig, split
     from ojak.engines.native import generate
     from ojak.errors import OjakError
@@ -29,6 +32,7 @@ __all__ = [
     "ChatPrefix",
     "Completion",
     "Conversation",
+    "CurateConfig",
     "Document",
     "MagpieConfig",
     "Model",
@@ -38,6 +42,8 @@ __all__ = [
     "SplitConfig",
     "__version__",
     "chat_prefix",
+    "curate_data",
+    "explain_row",
     "export",
     "generate",
     "load",
@@ -57,6 +63,9 @@ _NAMES = {
     "ojak._api": ("chat_prefix",),
     "ojak.artifact": ("Artifact", "publish", "read", "verify"),
     "ojak.chat": ("ChatPrefix",),
+    "ojak.curate.config": ("CurateConfig",),
+    "ojak.curate.explain": ("explain_row",),
+    "ojak.curate.run": ("curate_data",),
     "ojak.curate.split": ("SplitConfig", "split"),
     "ojak.engines.native": ("generate",),
     "ojak.errors": ("OjakError",),

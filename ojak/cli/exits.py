@@ -18,7 +18,9 @@ from typer.exceptions import TyperException
 
 from ojak.errors import OjakError, ResourceExhausted, Stopped, UsageError, is_disk_full
 
-VERBS = ("models", "synthesize", "verify", "show", "export-data", "run", "report", "doctor")
+VERBS = (
+    "models", "synthesize", "curate", "explain", "verify", "show", "export-data", "run", "report", "doctor",
+)  # fmt: skip
 OUT_OF_MEMORY = (
     "MemoryError",
     "OutOfMemoryError",
