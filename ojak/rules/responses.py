@@ -30,6 +30,11 @@ _SELF = re.compile(
       | \A(?:i[ ]hope[ ]this[ ]helps|let[ ]me[ ]know[ ]if[ ]you)""",
     re.VERBOSE | re.IGNORECASE,
 )
+# One of these stands in whatever the pattern above finds: looked for first, as that is twenty times as fast.
+_SELF_HINTS = (
+    " an ai", "artificial intelligence", "language model", "knowledge", "training", "have personal", "have real-time",
+    "i was trained", "i was developed", "i was created", "i hope this helps", "let me know if you",
+)  # fmt: skip
 _FENCE = re.compile(
     r"^[ \t]{0,12}(?P<marks>`{3,}|~{3,})[ \t]{0,4}(?P<language>[\w+#.-]{0,20})[^\n`]{0,200}$", re.MULTILINE
 )
@@ -63,7 +68,11 @@ def repetition(text: str) -> float:
 
 def boilerplate(text: str) -> str | None:
     """The phrase in which a model speaks of itself as a program, in English; None if there is none."""
-    found = _SELF.search(plain(text[:MAX_CHARACTERS]))
+    text = plain(text[:MAX_CHARACTERS])
+    lower = text.lower()
+    if not any(hint in lower for hint in _SELF_HINTS):
+        return None
+    found = _SELF.search(text)
     return found.group()[:80] if found else None
 
 
