@@ -212,3 +212,37 @@ def test_explain_prints_a_row_with_nothing_hidden(tmp_path: Path) -> None:
         == evil
     )
     assert ojak("explain", str(tmp_path / "out"), "none").exit_code == 2
+
+
+RECIPE = """
+version: 1
+name: small
+stages:
+  magpie: {model: scripted, rows: 12}
+  curate: {recipe: RULES}
+  split: {test: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rules", "code"), [("[{no_refusal: }]", 0), ("[{min_score: {score: reward, above: 0}}]", 3)]
+)
+def test_a_recipe_run_ends_with_exit_3_if_its_curation_left_rules_out(
+    rules: str, code: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.replace("RULES", recipe_file(tmp_path, rules)), "utf-8")
+    for _ in range(2):  # the second time everything is up to date, and the answer the same
+        result = ojak("run", str(path), "--out", str(tmp_path / "runs"), "--json")
+        assert result.exit_code == code, result.output
+        stages = json.loads(result.stdout)["stages"]
+        assert [stage["name"] for stage in stages] == ["magpie", "curate", "split"]
+    assert [stage["state"] for stage in stages] == ["up to date"] * 3
+    before = explain_row(tmp_path / "runs/split", next(iter(split_ids(tmp_path / "runs/split"))))["history"]
+    assert [step["kind"] for step in before] == ["split", "curate", "magpie"]
+
+
+def split_ids(folder: Path) -> list[str]:
+    from ojak.artifact import Artifact
+
+    return [record.id for record in Artifact.open(folder).records()]
