@@ -130,10 +130,11 @@ class Shards:
         for suffix in ("parquet", "npy"):
             self._path(number, suffix).unlink(missing_ok=True)  # of a shard that was not finished
         write_table(self._path(number, "parquet"), Conversation, (view.record() for view in block))
-        if block[0].vector is not None:
+        vectors = [view.vector for view in block if view.vector is not None]
+        if vectors:
             import numpy as np
 
-            np.save(self._path(number, "npy"), np.stack([view.vector for view in block]))  # pyright: ignore[reportArgumentType]
+            np.save(self._path(number, "npy"), np.stack(vectors))
         write_atomic(self._path(number, "json"), json.dumps(found.to_json()).encode())
         self._sizes.append(len(block))
         self.survey.merge(found)

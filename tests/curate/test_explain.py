@@ -232,6 +232,7 @@ def test_a_recipe_run_ends_with_exit_3_if_its_curation_left_rules_out(
 ) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE.replace("RULES", recipe_file(tmp_path, rules)), "utf-8")
+    stages: list[dict[str, Any]] = []
     for _ in range(2):  # the second time everything is up to date, and the answer the same
         result = ojak("run", str(path), "--out", str(tmp_path / "runs"), "--json")
         assert result.exit_code == code, result.output

@@ -88,8 +88,9 @@ def reward_model(folder: Path, labels: int, **save: Any) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, num_labels=labels, pad_token_id=1,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=1,
     )  # fmt: skip
+    config.num_labels = labels
     LlamaForSequenceClassification(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
