@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ojak._code import code_sha256
+from ojak._code import code_sha256, version
 from ojak._files import TargetLock, sha256_file, target_exists
 from ojak._progress import Listener, Progress
 from ojak.artifact import Artifact, publish
@@ -197,7 +197,7 @@ def _annotated(
 ) -> Shards:
     """The rows with their annotations; what an interrupted run left is taken up."""
     identities = [annotator.identity for annotator in annotators.open]
-    key = {"input": origin.sha256, "annotators": identities, "code": code_sha256(CODE)}
+    key = {"input": origin.sha256, "annotators": identities, "code": [version(), code_sha256(CODE)]}
     shards = Shards(out, key, recipe.needs)
     if len(shards):
         tell(f"{len(shards):,} rows were annotated before; going on after them")

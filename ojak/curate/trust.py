@@ -52,10 +52,12 @@ def _untrusted(need: str, survey: Survey) -> str:
     """Why the judges of a value have no vote; empty if all have, or none was needed."""
     if not is_judged(need):
         return ""
-    return next(filter(None, map(_doubt, sorted(survey.makers.get(need, ())))), "")
+    name = need.partition(".")[2]
+    return next(filter(None, (_doubt(maker, name) for maker in sorted(survey.makers.get(need, ())))), "")
 
 
-def _doubt(maker: str) -> str:
+def _doubt(maker: str, of: str) -> str:
+    """Why one judge has no vote on a tag or score; empty if it has."""
     if maker == UNKNOWN:
         return f"nobody knows which model judged it; {CALIBRATE}"
     from ojak.judge import load_calibration
@@ -65,6 +67,6 @@ def _doubt(maker: str) -> str:
     calibration = load_calibration(identity)
     if calibration is None:
         return f"its judge {name} has not been calibrated; {CALIBRATE}"
-    return (
-        "" if calibration.usable else f"its judge {name} did not pass its calibration: it may tag, not filter"
-    )
+    if calibration.may_filter(of):
+        return ""
+    return f"its judge {name} did not pass its calibration: it may tag, not filter"
