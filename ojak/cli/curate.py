@@ -113,12 +113,14 @@ def _explained(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"── {one_line(found['id'])}"
     for turn in found["messages"]:
         yield f"{one_line(turn['role'])}: {one_line(turn['content'], 300)}"
+    told: set[str] = set()
     for step in found["history"]:
         yield ""
-        yield from _step_lines(step)
+        yield from _step_lines(step, told)
 
 
-def _step_lines(step: Mapping[str, Any]) -> Iterator[str]:
+def _step_lines(step: Mapping[str, Any], shown: set[str]) -> Iterator[str]:
+    """What happened in one folder; tags, scores and meta that a newer folder showed are left out."""
     fate = step["fate"]
     told = {"rejected": f"rejected: {step.get('reason')}", "unknown": f"not to be read: {step.get('why')}"}
     yield f"{one_line(step['folder'])}  {one_line(step['kind'])}  {one_line(told.get(fate, fate))}"
@@ -128,7 +130,10 @@ def _step_lines(step: Mapping[str, Any]) -> Iterator[str]:
         yield "  " + _rule_line(rule)
     for name in ("tags", "scores", "meta"):
         for key, value in sorted(step.get(name, {}).items()):
-            yield f"  {name}.{one_line(key, 60)}: {one_line(_shown(value))}"
+            line = f"  {name}.{one_line(key, 60)}: {one_line(_shown(value))}"
+            if line not in shown:
+                shown.add(line)
+                yield line
 
 
 def _rule_line(rule: Mapping[str, Any]) -> str:

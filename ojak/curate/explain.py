@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _history(artifact: Artifact, row_id: str) -> Iterator[Step]:
         current = waiting.pop(0)
         yield _step(current, row_id)
         for entry in current.manifest["inputs"]:
-            place = current.path / str(entry.get("path", ""))
+            place = Path(os.path.normpath(current.path / str(entry.get("path", ""))))
             if "manifest_sha256" not in entry:
                 yield _file_step(place, entry, row_id)
                 continue

@@ -195,7 +195,7 @@ def test_a_wrong_recipe_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_explain_prints_a_row_with_nothing_hidden(tmp_path: Path) -> None:
     evil = "a\x1b[31mred\u202e"
-    rows = [row(0, evil, tags={evil: evil}), row(1)]
+    rows = [row(0, evil, tags={evil: evil}), row(1, meta={"seed": 7})]
     turned = Rejected("bad", evil, evil, evil, meta={evil: evil})
     publish(tmp_path / "in", kind="magpie", records=rows, rejected=[turned], config={})
     curate_data(
@@ -206,6 +206,7 @@ def test_explain_prints_a_row_with_nothing_hidden(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         assert "\x1b" not in result.output and "\u202e" not in result.output
     kept = ojak("explain", str(tmp_path / "out"), rows[1].id)
+    assert kept.stdout.count("meta.seed: 7") == 1  # of both folders
     assert "passed" in kept.stdout and "no_refusal" in kept.stdout and "magpie" in kept.stdout
     assert (
         json.loads(ojak("explain", str(tmp_path / "out"), "bad", "--json").stdout)["history"][1]["reason"]
