@@ -124,7 +124,7 @@ def _step_lines(step: Mapping[str, Any], shown: set[str]) -> Iterator[str]:
     fate = step["fate"]
     told = {"rejected": f"rejected: {step.get('reason')}", "unknown": f"not to be read: {step.get('why')}"}
     yield f"{one_line(step['folder'])}  {one_line(step['kind'])}  {one_line(told.get(fate, fate))}"
-    if step.get("rank"):
+    if isinstance(step.get("rank"), int):
         yield f"  rank {step['rank']:,} among the rows that passed every rule"
     for rule in step.get("rules", ()):
         yield "  " + _rule_line(rule)

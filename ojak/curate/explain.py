@@ -97,8 +97,8 @@ def _told(record: AnyRecord) -> Step:
     """What the row itself says."""
     meta = {name: value for name, value in record.meta.items() if name not in (NOTES, "tags", "scores")}
     turned_away = isinstance(record, Rejected)
-    tags = getattr(record, "tags", None) or record.meta.get("tags") or {}
-    scores = getattr(record, "scores", None) or record.meta.get("scores") or {}
+    tags = getattr(record, "tags", None) or _dict(record.meta.get("tags"))
+    scores = getattr(record, "scores", None) or _dict(record.meta.get("scores"))
     found: Step = {
         "fate": "rejected" if turned_away else "kept",
         "tags": tags,
@@ -129,16 +129,21 @@ def find_row(artifact: Artifact, row_id: str) -> AnyRecord | None:
 
 def _rules(artifact: Artifact, notes: dict[str, Any]) -> list[dict[str, Any]]:
     """Each rule of the curation with its value and its verdict for a row."""
-    recipe = from_json(artifact.manifest["config"].get("recipe") or {}, f"in {artifact.path}")
-    skipped = artifact.stats.get("not_applied") or {}
+    recipe = from_json(_dict(artifact.manifest["config"].get("recipe")), f"in {artifact.path}")
+    skipped = _dict(artifact.stats.get("not_applied"))
     return [
         {"rule": rule.name, "asks": rule.resolved(), **_verdict(rule, notes, skipped)}
         for rule in recipe.rules
     ]
 
 
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _verdict(rule: Rule, notes: dict[str, Any], skipped: dict[str, str]) -> dict[str, Any]:
-    values, failed, reason = notes.get("values") or {}, notes.get("failed") or [], notes.get("reason")
+    values, failed, reason = _dict(notes.get("values")), notes.get("failed"), notes.get("reason")
+    failed = failed if isinstance(failed, list) else []
     value = values.get(rule.name)
     if rule.name in skipped:
         return {"value": value, "verdict": "not applied", "why": skipped[rule.name]}

@@ -7,7 +7,6 @@ verdict: such rows are dropped under `<name>_missing`, and where too many lack i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,6 +22,7 @@ ORDERED_TAGS: Mapping[str, tuple[str, ...]] = {
 }
 LIBRARY_TAGS = {"language", "safety"}  # set by a library and by rules, not by a judge
 JUDGED_SCORES = {"reward", "reward_difference", "judge_score"}
+MOST = 1e300  # of a score; NaN compares as neither
 ROUNDING = 1e-6  # float32 products of unit rows: nearer than this is the same text
 # Values that come from the instructions' embeddings, of all rows together.
 EMBEDDED = ("scores.min_neighbor_distance", "scores.repeat_count", "found.earlier_neighbor")
@@ -193,6 +193,14 @@ class TagShare(_Tagged):
         return self.group_of(value) >= 0
 
 
+def number_of(view: View, score: str) -> float | None:
+    """The value of a score; None where there is none, or it is no number: rows come from anybody."""
+    found = view.scores.get(score)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not -MOST <= found <= MOST:
+        return None
+    return found
+
+
 class _Bound(Rule):
     score: Word
 
@@ -201,10 +209,7 @@ class _Bound(Rule):
         return (f"scores.{self.score}",)
 
     def value(self, view: View) -> Any:
-        found = view.scores.get(self.score)
-        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-            return None
-        return found
+        return number_of(view, self.score)
 
 
 class MinScore(_Bound):
@@ -444,6 +449,9 @@ class Length(Rule):
     @property
     def needs(self) -> tuple[str, ...]:
         return (f"scores.{self.of}_{self.unit}",)
+
+    def value(self, view: View) -> Any:
+        return number_of(view, self.name)
 
     def passes(self, value: Any) -> bool:
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)

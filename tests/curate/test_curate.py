@@ -21,6 +21,7 @@ from stand_ins import ANSWER, curate, kept, reasons, recipe_file, row, source, t
 from ojak.artifact import Artifact, publish, verify
 from ojak.curate import run, shards
 from ojak.curate.config import CurateConfig
+from ojak.curate.explain import explain_row
 from ojak.curate.run import curate_data, summary
 from ojak.engines.scripted import ScriptedEngine
 from ojak.errors import InputRefused, TargetExists, UsageError
@@ -563,3 +564,38 @@ def test_twenty_thousand_rows_stream(tmp_path: Path) -> None:
     assert found["counts"]["rejected"] == {"no_duplicates_exact": 200, "not_picked": 20_000 - 200 - 6000}
     assert found["grown"] < 40e6
     sound(Artifact.open(tmp_path / "out"))
+
+
+# ---------------------------------------------------------------------------------------------------- hostile rows
+
+
+@pytest.mark.parametrize("evil", ["9", True, None, [1], {"a": 1}, 10**400, -1e308])
+def test_values_that_rows_bring_may_be_anything(evil: Any, tmp_path: Path) -> None:
+    names = ("instruction_tokens", "quality", "reward_difference")
+    meta = {"tokens": {"instruction": evil}, "curate": evil, "judge": evil, "tags": evil}
+    rows = [row(0, scores=dict.fromkeys(names, evil), tags={"difficulty": evil}, meta=meta), row(1)]
+    rules = (
+        "[{length: {of: instruction, unit: tokens, min: 5}}, {min_score: {score: quality, above: 0}}, "
+        "{tag_in: {tag: difficulty, values: [easy]}}, {min_score: {score: reward_difference, above: 0}}]"
+    )
+    artifact = curate(tmp_path, rows, rules, "max_missing: 1", trust_anyway=True)
+    sound(artifact)
+    for record in rows:
+        assert explain_row(tmp_path / "out", record.id)["history"]
+
+
+def test_notes_of_a_strange_curation_are_read(tmp_path: Path) -> None:
+    notes = {"values": [1], "failed": 3, "reason": {}, "rank": "x"}
+    config = {"recipe": {"version": 1, "name": "x", "rules": [{"no_refusal": None}]}}
+    publish(
+        tmp_path / "a",
+        kind="curate",
+        records=[row(0, meta={"curate": notes})],
+        config=config,
+        stats={"not_applied": 3},
+    )
+    (step,) = explain_row(tmp_path / "a", row(0).id)["history"]
+    assert step["rules"][0]["verdict"] == "no value"
+    publish(tmp_path / "b", kind="curate", records=[row(0, meta={"curate": notes})], config={"recipe": [1]})
+    with pytest.raises(UsageError, match="cannot be used"):
+        explain_row(tmp_path / "b", row(0).id)
