@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ojak.artifact import Artifact, publish, read, verify
     from ojak.chat import ChatPrefix
     from ojak.curate.pairs import PairsConfig, make_pairs
+    from ojak.curate.config import CurateConfig
+    from ojak.curate.explain import explain_row
+    from ojak.curate.run import curate_data
     from ojak.curate.split import SplitConfig, split
     from ojak.engines.native import generate
     from ojak.errors import OjakError
@@ -37,6 +40,7 @@ __all__ = [
     "Completion",
     "Contamination",
     "Conversation",
+    "CurateConfig",
     "Document",
     "Embedder",
     "MagpieConfig",
@@ -49,6 +53,8 @@ __all__ = [
     "SplitConfig",
     "__version__",
     "chat_prefix",
+    "curate_data",
+    "explain_row",
     "export",
     "find_personal_data",
     "find_secrets",
@@ -74,6 +80,9 @@ _NAMES = {
     "ojak.artifact": ("Artifact", "publish", "read", "verify"),
     "ojak.chat": ("ChatPrefix",),
     "ojak.curate.pairs": ("PairsConfig", "make_pairs"),
+    "ojak.curate.config": ("CurateConfig",),
+    "ojak.curate.explain": ("explain_row",),
+    "ojak.curate.run": ("curate_data",),
     "ojak.curate.split": ("SplitConfig", "split"),
     "ojak.engines.native": ("generate",),
     "ojak.errors": ("OjakError",),

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-SOURCES = ("*.py", "*.jinja", "*.css")
+SOURCES = ("*.py", "*.jinja", "*.css", "*.yaml")
 
 
 def version() -> str:

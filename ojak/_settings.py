@@ -29,7 +29,7 @@ class Settings(BaseModel):
 
     if not TYPE_CHECKING:  # type checkers know the fields' names from pydantic's own __init__
 
-        def __init__(self, **values: Any) -> None:
+        def __init__(self, /, **values: Any) -> None:  # a file may have a key `self`
             try:
                 super().__init__(**values)
             except ValidationError as error:

@@ -107,6 +107,12 @@ def _magpie_settings() -> type[Settings]:
     return MagpieConfig
 
 
+def _curate_settings() -> type[Settings]:
+    from ojak.curate.config import CurateConfig
+
+    return CurateConfig
+
+
 def _split_settings() -> type[Settings]:
     from ojak.curate.split import SplitConfig
 
@@ -180,13 +186,31 @@ def _magpie_config(job: Job) -> MagpieConfig:
     return MagpieConfig(**{**values, "out": job.out, "accept_license": job.accept_license})
 
 
+def curate(job: Job) -> Outcome:
+    """The rows of the stage before that a filter recipe keeps."""
+    from ojak.curate.config import CurateConfig
+    from ojak.curate.run import curate_data, summary
+
+    assert isinstance(job.settings, CurateConfig)
+    artifact = curate_data(
+        job.inputs["magpie"],
+        job.out,
+        job.settings,
+        accept_license=job.accept_license,
+        notify=job.notify,
+        progress=job.progress,
+    )
+    return Outcome(summary(artifact))
+
+
 def split(job: Job) -> Outcome:
-    """The rows of the stage before, as a train and a test split."""
+    """The rows of the stage before (curated ones, where the recipe curates) as a train and a test split."""
     from ojak.curate.split import SplitConfig
     from ojak.curate.split import split as split_artifact
 
     assert isinstance(job.settings, SplitConfig)
-    return Outcome(dict(split_artifact(job.inputs["magpie"], job.out, job.settings).splits))
+    source = job.inputs.get("curate", job.inputs["magpie"])
+    return Outcome(dict(split_artifact(source, job.out, job.settings).splits))
 
 
 def report(job: Job) -> Outcome:
@@ -225,9 +249,21 @@ STAGES: tuple[Stage, ...] = (
         stable=True,
     ),
     Stage(
+        name="curate",
+        what="keep the rows that pass a filter recipe",
+        needs=("magpie",),
+        uses=("pull",),
+        writes="conversations with tags and scores, and dropped rows with the first reason",
+        settings=_curate_settings,
+        run=curate,
+        code=("curate", "rules", "_recipe_yaml.py"),
+        inherits={"model": ("pull", "model")},
+    ),
+    Stage(
         name="split",
         what="divide the rows into train and test",
         needs=("magpie",),
+        uses=("curate",),
         writes="conversations in the splits train and test",
         settings=_split_settings,
         run=split,
@@ -237,7 +273,7 @@ STAGES: tuple[Stage, ...] = (
         name="report",
         what="write one HTML page about the run",
         needs=("magpie",),
-        uses=("pull", "split"),
+        uses=("pull", "curate", "split"),
         writes="index.html",
         settings=lambda: ReportSettings,
         run=report,

@@ -52,7 +52,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 BEHIND = {
     "_api": "__init__",
     "_recipe_run": "recipe",
-    "_recipe_yaml": "recipe",
 }  # private parts of the top level
 LOADS_TORCH = {"model", "engines", "train", "merge"}
 
@@ -129,7 +128,7 @@ def test_every_part_has_a_place() -> None:
         ("ojak.rules.rule", "from ojak import artifact", True),
         ("ojak.rules.rule", "from ojak.rules import edits", False),
         ("ojak._recipe_run", "from ojak.stages import STAGES", False),
-        ("ojak.artifact", "from ojak._recipe_yaml import read", True),
+        ("ojak.artifact", "from ojak._recipe_run import run", True),
         ("ojak._files", "from ojak.artifact import publish", True),
         ("ojak.artifact", "from ojak._files import remove", False),
         ("ojak.model.decoder", "def f():\n    from ojak.chat import ChatPrefix", True),

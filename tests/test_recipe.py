@@ -474,6 +474,6 @@ def test_a_second_process_is_refused(folder: Path) -> None:
 def test_the_quickstart_is_sound() -> None:
     path = Path(__file__).parent.parent / "recipes/quickstart.yaml"
     found = recipe.load(path)
-    assert [item.stage.name for item in found.chosen] == ["pull", "magpie", "split", "report"]
+    assert [item.stage.name for item in found.chosen] == ["pull", "magpie", "curate", "split", "report"]
     assert found.resolved()["stages"]["magpie"]["model"] == "smollm2-135m-instruct"
     assert path.read_text("utf-8").startswith("# ")

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from ojak import _code, stages
 from ojak._code import PACKAGE, code_sha256
 from ojak.artifact import Artifact, publish, verify
+from ojak.curate.config import CurateConfig
+from ojak.curate.split import SplitConfig
 from ojak.errors import TargetExists, UsageError
 from ojak.model import hub
 from ojak.records import Conversation, Message
@@ -146,3 +148,34 @@ def test_split_and_report_read_magpie(tmp_path: Path) -> None:
     outcome = stages.report(Job(BY_NAME["report"].settings()(), tmp_path / "report", inputs))
     assert Path(outcome.facts["page"]) == tmp_path / "report/index.html"
     assert (tmp_path / "report/index.html").is_file()
+
+
+ALONE = "version: 1\nname: alone\nrules: [{no_refusal: }, {min_score: {score: reward, above: 0}}]\n"
+
+
+def test_curate_comes_between(tmp_path: Path) -> None:
+    turns = [Message(role="user", content="Why?"), Message(role="assistant", content="Because.")]
+    refusal = [turns[0], Message(role="assistant", content="I can't help with that.")]
+    rows = [Conversation(str(row), refusal if row % 4 == 0 else turns) for row in range(20)]
+    source = publish(tmp_path / "magpie", kind="magpie", records=rows, config={})
+    (tmp_path / "alone.yaml").write_text(ALONE, "utf-8")
+    settings = CurateConfig(recipe=str(tmp_path / "alone.yaml"))
+    outcome = stages.curate(Job(settings, tmp_path / "curate", {"magpie": source.path}))
+    assert (outcome.facts["rows_in"], outcome.facts["kept"], outcome.stopped) == (20, 15, None)
+    assert set(outcome.facts["not_applied"]) == {"min_reward"}
+    inputs = {"magpie": source.path, "curate": tmp_path / "curate"}
+    job = Job(SplitConfig(test=5), tmp_path / "split", inputs)
+    assert stages.split(job).facts == {"train": 10, "test": 5}
+    outcome = stages.report(Job(BY_NAME["report"].settings()(), tmp_path / "report", {**inputs, "split": job.out}))
+    assert Path(outcome.facts["page"]).is_file()
+
+
+def test_a_changed_filter_recipe_is_a_changed_setting(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(ALONE, "utf-8")
+    before = CurateConfig(recipe=str(path)).model_dump()
+    path.write_text(ALONE.replace("above: 0", "above: 1"), "utf-8")
+    after = CurateConfig(recipe=str(path)).model_dump()
+    assert {name for name in before if before[name] != after[name]} == {"recipe_sha256"}
+    with pytest.raises(UsageError, match="there is no recipe 'nonsense'"):
+        CurateConfig(recipe="nonsense")

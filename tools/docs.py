@@ -132,6 +132,27 @@ def grids() -> str:
     return _table(("preset", "cells", "temperature:top-p, without repeats"), rows)
 
 
+def filter_rules() -> str:
+    """The rules of filter recipes, and what each takes."""
+    from ojak.curate.filters import RULES
+
+    rows = [
+        (f"`{name}`", rule.what, _codes([field.alias or key for key, field in rule.model_fields.items()]))
+        for name, rule in RULES.items()
+    ]
+    return _table(("rule", "a row passes if", "settings"), rows)
+
+
+def presets() -> str:
+    """The filter recipes that come with ojak."""
+    from ojak.curate.recipe import load_recipe
+    from ojak.curate.recipe import presets as names
+
+    recipes = [load_recipe(name) for name in names()]
+    rows = [(f"`{r.name}`", r.about, _codes([rule.name for rule in r.rules]), r.source) for r in recipes]
+    return _table(("recipe", "keeps", "rules, in order", "source"), rows)
+
+
 def prefixes() -> str:
     """What the templates of thirteen families render, and where the paper's scripts differ."""
     families: list[dict[str, Any]] = json.loads((ROOT / GOLDEN).read_text("utf-8"))["families"]
@@ -219,6 +240,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "rules": rules,
     "models": models,
     "grids": grids,
+    "filter-rules": filter_rules,
+    "presets": presets,
     "prefixes": prefixes,
 }
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ojak.cli import data, doctor, judge, models, pairs, push, report, run, synthesize
+from ojak.cli import curate, data, doctor, judge, models, pairs, push, report, run, synthesize
 from ojak.cli.exits import Group
 from ojak.cli.terminal import write
 
@@ -42,6 +42,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(synthesize.app, name="synthesize")
 app.add_typer(judge.app, name="judge")
 app.command("pairs")(pairs.pairs)
+app.command("curate")(curate.curate)
+app.command("explain")(curate.explain)
 app.command("verify")(data.verify)
 app.command("show")(data.show)
 app.command("export-data")(data.export_data)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 5.0
 DRAW_EVERY_S = 0.2
 TOP_REASONS = 5
+READING = "annotating"  # a phase in which rows are looked at, none written or judged yet
 
 
 class Progress:
@@ -65,14 +66,11 @@ class Progress:
 
 def line(state: State) -> str:
     """The state on one line."""
-    parts = [
-        one_line(state.phase),
-        f"{state.rows_done:,}/{state.rows_total:,} rows",
-        f"{state.completion_tokens:,} tokens",
-        f"{state.tokens_per_s:,.0f} tok/s",
-        f"accepted {state.accepted:,} ({_rate(state)})",
-        f"ETA {clock(state.eta_s)}",
-    ]
+    parts = [one_line(state.phase), f"{state.rows_done:,}/{state.rows_total:,} rows"]
+    if state.phase != READING:
+        parts += [f"{state.completion_tokens:,} tokens", f"{state.tokens_per_s:,.0f} tok/s"]
+        parts += [f"accepted {state.accepted:,} ({_rate(state)})"]
+    parts += [f"ETA {clock(state.eta_s)}"]
     reasons = top_reasons(state.rejected)
     return "  ".join([*parts, *([f"rejected: {reasons}"] if reasons else [])])
 
@@ -111,5 +109,7 @@ def _panel(state: State) -> Group:
         f"{state.completion_tokens:,} tokens   {state.tokens_per_s:,.0f} tok/s   "
         f"accepted {state.accepted:,} ({_rate(state)})"
     )
+    if state.phase == READING:
+        return Group(top)
     reasons = top_reasons(state.rejected)
     return Group(top, numbers, *([Text(f"rejected: {reasons}", "dim")] if reasons else []))

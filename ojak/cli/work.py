@@ -146,7 +146,10 @@ class RecipeResult:
         return {**found, "stages": stages}
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped a stage (the last one that ran), Stopped if a signal did."""
+        """Raise PartialResult if a budget stopped a stage (the last one that ran) or a curation left rules out,
+        Stopped if a signal did."""
+        from ojak.cli.curate import check_applied
+
         if self.signal:
             raise self.signal
         last = self.done[-1] if self.done else None
@@ -156,6 +159,8 @@ class RecipeResult:
                 why=f"not run after it: {', '.join(self.waiting)}" if self.waiting else "",
                 fix="run the same command again to go on; --set may give it a larger budget",
             )
+        for item in self.done:
+            check_applied(item.facts)
 
 
 def run_recipe(
