@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ojak.cli import data, doctor, models, report, run, synthesize
+from ojak.cli import data, doctor, models, report, run, serve, synthesize
 from ojak.cli.exits import Group
 from ojak.cli.terminal import write
 
@@ -45,6 +45,7 @@ app.command("show")(data.show)
 app.command("export-data")(data.export_data)
 app.command("run")(run.run)
 app.command("report")(report.report)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 
