@@ -158,7 +158,7 @@ def told(shape: Shape, choice: Choice, event: Drawn | Completion) -> list[dict[s
     return [shape.piece(choice, text)] if text else []
 
 
-# -- connections --------------------------------------------------------------------------------------------------------
+# -- connections ------------------------------------------------------------------------------------------------------
 
 
 class EventStream(StreamingResponse):
@@ -200,7 +200,7 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-# -- errors -------------------------------------------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------------------------------
 
 
 async def refused(_request: Request, error: Refusal) -> Response:

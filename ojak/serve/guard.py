@@ -21,6 +21,7 @@ from ojak.errors import UsageError
 from ojak.serve.refusal import Refusal, bad
 
 KEY_VARIABLE = "OJAK_SERVE_KEY"
+MOST_HEADER_BYTES = 16 << 10
 MOST_BODY_BYTES = 1 << 20
 MOST_DEPTH = 32
 BODY_SECONDS = 10.0
@@ -60,6 +61,8 @@ class Guard:
 
     def check(self, scope: Scope) -> None:
         """Raises Refusal for a request that must not be served."""
+        if head_bytes(scope) > MOST_HEADER_BYTES:  # the parser's own limit is for heads that come in pieces
+            raise Refusal(431, f"a head may have {MOST_HEADER_BYTES:,} bytes at most")
         hosts = values(scope, b"host")
         if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
             raise Refusal(421, "this server answers to its own address only", code="wrong_host")
@@ -79,6 +82,12 @@ class Guard:
         if scheme.lower() != "bearer" or not same:
             headers = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, "a valid API key is needed", code="invalid_api_key", headers=headers)
+
+
+def head_bytes(scope: Scope) -> int:
+    """The size of a request's target and headers."""
+    target = len(scope["raw_path"]) + len(scope["query_string"])
+    return target + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def values(scope: Scope, name: bytes) -> list[str]:

@@ -81,7 +81,7 @@ class Served:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def requests(self, asked: Asked, prompts: Sequence[Ids], *, chat: bool) -> list[Request]:
-        """A request for each choice: `asked.n` for the first prompt, then for the next. Raises Refusal for too long ones.
+        """A request for each choice: `asked.n` for the first prompt, then for the next. Raises Refusal.
 
         Choice number i draws from the seed that `ojak.generate(..., seed=asked.seed)` gives its prompt number i.
         """
@@ -121,7 +121,7 @@ class Served:
 
 
 def warm_up(engine: NativeEngine) -> int:
-    """Readies the engine for the longest texts that fit: what the model was made for, or a half, a quarter ... of it."""
+    """Readies the engine for the longest texts that fit: what the model was made for, or a half, a quarter of it."""
     room = engine.model.config.max_position_embeddings
     first = Request(prompt=(0,), max_tokens=1)
     while True:

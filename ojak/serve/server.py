@@ -17,13 +17,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ojak.errors import UsageError
 from ojak.serve import HOST
 from ojak.serve.app import Api
-from ojak.serve.guard import Guard
+from ojak.serve.guard import MOST_HEADER_BYTES, Guard
 from ojak.serve.refusal import stopping
 from ojak.serve.served import Served
 from ojak.serve.worker import MOST_WAITING, Worker
 
 MOST_CONNECTIONS = 512
-MOST_HEADER_BYTES = 16 << 10
 HEADER_SECONDS = 15.0  # for a request's head to arrive, on a new connection or after an answer
 STALLED_SECONDS = 60.0  # a client that takes nothing of its answer for so long is cut off
 GRACE_SECONDS = 10.0  # for answers in flight, once the server is told to stop

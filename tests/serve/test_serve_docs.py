@@ -42,7 +42,7 @@ def test_the_lists_are_whole() -> None:
 def test_the_numbers_are_those_of_the_code() -> None:
     assert (MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, worker.MOST_WAITING) == (128, 16, 20, 256)
     assert (guard.MOST_BODY_BYTES, guard.MOST_DEPTH, guard.BODY_SECONDS) == (1 << 20, 32, 10)
-    assert (server_module.MOST_HEADER_BYTES, server_module.HEADER_SECONDS) == (16 << 10, 15)
+    assert (guard.MOST_HEADER_BYTES, server_module.HEADER_SECONDS) == (16 << 10, 15)
     assert (server_module.MOST_CONNECTIONS, server_module.STALLED_SECONDS, server_module.GRACE_SECONDS) == (
         512,
         60,

@@ -192,8 +192,6 @@ def test_logprobs_of_a_completion(server: Running, model: Model) -> None:
     assert found.text_offset is not None
     assert found.text_offset == sorted(found.text_offset)
     assert found.text_offset[0] == 0
-    for place, token in zip(found.text_offset, found.tokens, strict=True):
-        assert token.startswith("bytes:") or done.text[place:].startswith(token)
 
 
 def raw_id(token: str) -> int:

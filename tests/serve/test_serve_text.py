@@ -76,6 +76,14 @@ def test_text_is_sent_as_soon_as_it_is_sure() -> None:
     assert pieces(BYTES, [*b"abSTOPcd"], ["STOP"])[0] == ["a", "b", *[""] * 7]
 
 
+def test_the_place_of_each_token_in_the_text() -> None:
+    growing, places = GrowingText(BYTES, [], ["xyz"]), []
+    for token in (*"aéb".encode(), *b"xyc"):
+        places.append(growing.length)
+        growing.add(token)
+    assert places == [0, 1, 1, 2, 3, 4, 5][: len(places)]
+
+
 def test_the_stop_token_is_no_text() -> None:
     growing = GrowingText(BYTES, [tiny.EOS], [])
     assert [growing.add(i) for i in (*b"ab", tiny.EOS)] == ["a", "b", ""]
