@@ -30,7 +30,9 @@ def open_service(
     key = checked_key(os.environ.get(KEY_VARIABLE))
     bound = bind(port)  # first: it costs nothing to find that it is taken
     try:
-        engine = open_engine(EngineSpec(model, accept_license=accept_license), chat=False, notify=notify)
+        engine = open_engine(
+            EngineSpec(model=model, accept_license=accept_license), chat=False, notify=notify
+        )
         if not isinstance(engine, NativeEngine):
             raise UsageError(
                 f"{model!r} cannot be served", why="only a model that runs here has tokens to stream"

@@ -138,20 +138,20 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command(saved: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OJAK_SERVE_KEY", "sk-1")
     words = f"serve {saved} --port 0 --max-concurrent 2 --json".split()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ojak", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    ready = json.loads(process.stdout.readline())
-    assert ready["ready"] is ready["chat"] is ready["key_required"] is True
-    assert (ready["pid"], ready["max_concurrent"]) == (process.pid, 2)
-    client = openai.OpenAI(base_url=ready["url"], api_key="sk-1", max_retries=0)
-    messages: list[Any] = [{"role": "user", "content": "Hello"}]
-    done = client.chat.completions.create(model=ready["model"], messages=messages, max_tokens=3)
-    assert done.usage is not None
-    assert done.usage.completion_tokens <= 3
-    process.send_signal(number)
-    said, told = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "ojak", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        ready = json.loads(line or json.dumps({"stderr": process.stderr and process.stderr.read()}))
+        assert ready["ready"] is ready["chat"] is ready["key_required"] is True
+        assert (ready["pid"], ready["max_concurrent"]) == (process.pid, 2)
+        client = openai.OpenAI(base_url=ready["url"], api_key="sk-1", max_retries=0)
+        messages: list[Any] = [{"role": "user", "content": "Hello"}]
+        done = client.chat.completions.create(model=ready["model"], messages=messages, max_tokens=3)
+        assert done.usage is not None
+        assert done.usage.completion_tokens <= 3
+        process.send_signal(number)
+        said, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
     assert said == ""
     assert "stopped" in told
