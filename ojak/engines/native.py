@@ -11,7 +11,7 @@ import torch
 
 from ojak.chat import ChatPrefix, chat_prefix, encode_prompt
 from ojak.engines.base import Capabilities, Scored
-from ojak.errors import ResourceExhausted, UsageError
+from ojak.errors import InputRefused, ResourceExhausted, UsageError
 from ojak.model.cache import CacheShape, entry_bytes
 from ojak.model.fuse import fuse, weight_bytes
 from ojak.model.generate import KEPT_TOKENS, LADDER, Generator
@@ -26,6 +26,7 @@ LEAST_LANE = 64  # slots from which on a lane of its own pays
 FIXED_SLOTS = 32  # where another batch size would change a row's bits: this one, whatever memory is free
 PREFIX_ROOM = 1024  # tokens of shared prefixes
 CACHE_SHARE = 0.6  # of the free memory, at most
+ALL_BROKEN = 16  # texts that fail while no token at all is drawn, before the model is given up
 SCRATCH_BYTES = 256 << 20  # activations, masks, float32 logits of a few rows at a time
 
 
@@ -86,7 +87,7 @@ class NativeEngine:
             )
         if self.generator is None or self.generator.shape.capacity < longest:
             self.generator = self._prepare(longest)
-        return self.generator.run(requests)
+        return _watched(self.generator, requests, self.model)
 
     def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
         """Raises UsageError for a text longer than the model was made for."""
@@ -188,6 +189,22 @@ def plan_memory(model: Model, longest: int, slots: int | None = None) -> MemoryP
     return MemoryPlan(replace(shape, slots=chosen), a_slot)
 
 
+def _watched(generator: Generator, requests: Iterator[Request | None], model: Model) -> Iterator[Completion]:
+    """The generator's completions; raises InputRefused if all fail, early if ALL_BROKEN do before a token is drawn."""
+    failed, sound, error, before = 0, False, None, generator.drawn
+    for done in generator.run(requests):
+        yield done
+        failed, sound, error = failed + bool(done.error), sound or not done.error, done.error
+        if failed >= ALL_BROKEN and generator.drawn == before:
+            break
+    if failed and not sound:
+        raise InputRefused(
+            f"the weights of {model.name} are broken: none of its {failed} texts could be written",
+            why=f"{error}; it ran as {str(model.dtype).removeprefix('torch.')}",
+            fix="use another copy of the model; if it ran as float16, use bfloat16 or float32",
+        )
+
+
 def row_seed(*parts: int | str) -> int:
     """A seed of 63 bits from what names a row: run seed, row, turn, sample."""
     text = "\0".join(str(part) for part in parts)
@@ -213,7 +230,8 @@ def generate(
     ids. stop: texts or token ids that end a completion, besides the model's own. Each prompt draws from its own seed,
     derived from `seed` and its place.
 
-    Raises UsageError for settings out of range, ResourceExhausted for lack of memory.
+    Raises UsageError for settings out of range, ResourceExhausted for lack of memory, InputRefused if every text fails
+    because the model gives no finite numbers; where some do, their completions say "failed".
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     stops = [stop] if isinstance(stop, str) else list(stop)

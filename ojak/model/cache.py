@@ -123,6 +123,21 @@ class SlotCache:
         self.prefix_k[layer] = torch.cat([self.prefix_k[layer], F.pad(k_KPE, fill)], 1)
         self.prefix_v[layer] = torch.cat([self.prefix_v[layer], F.pad(v_KPE, fill)], 1)
 
+    def keep_prefixes(self, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Drops all prefixes from the pool but those at `spans`; gives their new places, in the same order."""
+        kept = [range(begin, begin + padded_length(end - begin)) for begin, end in spans]
+        index = torch.tensor([i for entries in kept for i in entries], dtype=torch.int64, device=self.device)
+        for pool in (self.prefix_k, self.prefix_v):
+            pool[:] = [entries[:, index] for entries in pool]
+        begins = [sum(map(len, kept[:n])) for n in range(len(kept))]
+        self.prefix_used = len(index)
+        return [(at, at + end - begin) for at, (begin, end) in zip(begins, spans, strict=True)]
+
+
+def padded_length(tokens: int) -> int:
+    """The entries that a prefix takes in the pool."""
+    return -(-tokens // LENGTH_STEP) * LENGTH_STEP
+
 
 def _resized(kept: Tensor, length: int, room: Tensor) -> Tensor:
     """The same entries at another length, in the same room. New ones are 0: what is masked is multiplied by 0."""

@@ -227,7 +227,7 @@ def _chat_template(folder: Path) -> str | None:
 
 
 def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The end ids of generation_config.json, config.json and the tokenizer, each once."""
+    """The end ids of generation_config.json, config.json and the tokenizer, each once. Raises InputRefused."""
     found: list[Any] = []
     text_config = config.get("text_config")
     sources = (_read_json(folder / "generation_config.json"), config, text_config)
@@ -235,10 +235,16 @@ def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tup
         value = source.get("eos_token_id") if isinstance(source, dict) else None
         found += value if isinstance(value, list) else [value]
     found.append(tokenizer.eos_id)
-    ids = (
-        i for i in found if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < tokenizer.vocab_size
-    )
-    return tuple(dict.fromkeys(ids))
+    ids = tuple(dict.fromkeys(i for i in found if i is not None))
+    for i in ids:
+        known = isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 32
+        if not known or tokenizer.backend.id_to_token(i) is None:
+            raise InputRefused(
+                f"{folder} names an end token that its tokenizer does not have",
+                why=f"eos_token_id is {str(i)[:80]}, and no token has this id: texts would not end",
+                fix="correct it in config.json and generation_config.json, or use the tokenizer made for this model",
+            )
+    return ids
 
 
 def _license(folder: Path) -> str | None:

@@ -55,7 +55,8 @@ def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The `config.json` of this model, which transformers and vLLM read."""
-    own = {"qk_norm", "norm_offset", "sandwich_norms", "scale_embeddings", "extra", "layer_types"}
+    by_family = {"qk_norm", "norm_offset", "sandwich_norms", "scale_embeddings", "attention_output_bias"}
+    own = by_family | {"extra", "layer_types"}
     values = {name: value for name, value in asdict(config).items() if name not in own and value is not None}
     values |= {name: getattr(config, name) for name in DEFAULTS.get(config.model_type, {})}
     values |= {"architectures": [ARCHITECTURES[config.model_type]], **config.extra}
@@ -86,6 +87,7 @@ def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     activation = config.get("hidden_activation") if gemma else config.get("hidden_act")
     values["hidden_act"] = activation or ("gelu_pytorch_tanh" if gemma else "silu")
     values["attention_bias"] = bool(config.get("attention_bias", model_type == "qwen2"))
+    values["attention_output_bias"] = values["attention_bias"] and model_type != "qwen2"
     values["qk_norm"] = model_type in ("qwen3", "gemma3_text")
     values["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", gemma))
     values |= {"norm_offset": 1.0 if gemma else 0.0, "sandwich_norms": gemma, "scale_embeddings": gemma}

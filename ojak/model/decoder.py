@@ -76,6 +76,7 @@ class DecoderConfig:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     attention_bias: bool = False
+    attention_output_bias: bool = False
     qk_norm: bool = False
     norm_offset: float = 0.0
     sandwich_norms: bool = False
@@ -180,7 +181,7 @@ class Attention(nn.Module):
         self.q_proj = Linear(D, H * E, bias=bias)
         self.k_proj = Linear(D, K * E, bias=bias)
         self.v_proj = Linear(D, K * E, bias=bias)
-        self.o_proj: nn.Module = Linear(H * E, D, bias=bias and config.model_type != "qwen2")
+        self.o_proj: nn.Module = Linear(H * E, D, bias=config.attention_output_bias)
         self.fused_qkv: nn.Module | None = None  # one product for all three, set by fuse.py for generation
         norm = RMSNorm if config.qk_norm else None
         self.q_norm = norm(E, config.rms_norm_eps, config.norm_offset) if norm else nn.Identity()

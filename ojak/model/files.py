@@ -15,16 +15,12 @@ from pathlib import Path
 
 import platformdirs
 
+from ojak._files import sha256_file
+
 
 def home() -> Path:
     """The folder of ojak's cache (it need not exist)."""
     return Path(os.environ.get("OJAK_HOME") or platformdirs.user_cache_dir("ojak")).expanduser().absolute()
-
-
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cached_sha256(path: Path) -> str:

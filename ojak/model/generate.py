@@ -16,6 +16,7 @@ and one length.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -31,21 +32,23 @@ from ojak.model.cache import (
     DecodeAttend,
     Piece,
     PrefillAttend,
-    PrefixAttend,
     SlotCache,
 )
 from ojak.model.decoder import Decoder
 from ojak.model.invariance import Invariance, check_invariance
 from ojak.model.kept import Kept, KeptContexts
+from ojak.model.prefixes import PrefixPool
 from ojak.model.request import Completion, Drawn, Request
-from ojak.model.sampling import draw, likeliest, token_logprobs, uniform
+from ojak.model.sampling import BROKEN, draw, likeliest, token_logprobs, uniform
 from ojak.model.tokenizer import Tokenizer
 
 FED_BY_STEPS = 8  # so few prompt tokens go through the decode steps: a tile of its own would cost more
 LEAST_REUSED = 4  # tokens of kept context from which on copying it pays
 KEPT_TOKENS = 64  # tokens of contexts kept for reuse, for each slot
 MOST_AHEAD = 8  # rows that a lane may hold more than the emptiest one
+FAR_FEWER = 2 * MOST_AHEAD  # from this difference on, rows in flight change their lane
 LADDER = (1, 2, 4, 8, 16, 24, *range(32, 128, 16), *range(128, 256, 32), 256, 320, 384, 512)
+NOT_FINITE = "after {} tokens the model gave no finite numbers to draw from"
 EncodePrompt = Callable[[str], Sequence[int]]
 
 
@@ -55,7 +58,7 @@ class Slot:
 
     request: Request
     pending: list[int]  # prompt tokens not yet fed; then the one token drawn last
-    span: tuple[int, int]  # its prefix in the pool
+    prefix: tuple[int, ...]  # what it shares with other rows, kept in the pool; empty if nothing
     prompt: list[int]
     own: int = 0  # tokens fed after the prefix
     written: list[int] = field(default_factory=list)
@@ -67,6 +70,14 @@ class Slot:
     )
     seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
     likeliest: tuple[tuple[int, float], ...] = ()  # before the token that is being drawn
+
+
+@dataclass
+class Carried:
+    """A row on its way to another lane: its slot, the keys and values of its own tokens."""
+
+    slot: Slot
+    entries: list[tuple[Tensor, Tensor]]
 
 
 class Generator:
@@ -124,6 +135,7 @@ class Generator:
             while True:
                 idle = [lane for lane in self.lanes if lane not in working.values()]
                 more = more and self._refill(idle, requests)
+                self._level(idle)
                 working |= {self.pool.submit(lane.advance): lane for lane in idle if lane.busy}
                 if not working and more:
                     raise OjakError("the generator waits for requests that wait for the generator")
@@ -149,6 +161,15 @@ class Generator:
             lane.admit(request)
         return True
 
+    def _level(self, idle: list[Lane]) -> None:
+        """Lets idle lanes give rows to a lane that has far fewer: when requests run out, no core is left alone."""
+        for lane in (lane for lane in idle if not lane.waiting):
+            emptiest = min(self.lanes, key=lambda other: other.busy)
+            for _ in range((lane.busy - emptiest.busy) // 2 if lane.busy - emptiest.busy > FAR_FEWER else 0):
+                if not (carried := lane.release()):
+                    break
+                emptiest.adopt(carried)
+
     def _emptiest(self, idle: list[Lane]) -> Lane | None:
         """The idle lane to fill next; None if all are full, or far ahead of lanes that are at work."""
         least = min(lane.busy for lane in self.lanes)
@@ -173,7 +194,8 @@ class Lane:
         self.cache = SlotCache(decoder.config, shape, parameter.dtype, self.device)
         self.slots: list[Slot | None] = [None] * shape.slots
         self.waiting: list[Request] = []
-        self.prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.arriving: deque[Carried] = deque()
+        self.prefixes = PrefixPool(decoder, self.cache)
         self.kept = kept  # shared by all lanes
         self.sizes, self.found = [shape.slots], Invariance()
         self.steps = self.drawn = 0
@@ -181,40 +203,79 @@ class Lane:
     @property
     def busy(self) -> int:
         """Rows in flight and requests that will be at the next step."""
-        return sum(slot is not None for slot in self.slots) + len(self.waiting)
+        return sum(slot is not None for slot in self.slots) + len(self.waiting) + len(self.arriving)
 
     def admit(self, request: Request) -> None:
         """Takes a request for a free slot; it enters at the next `advance`."""
         self.waiting.append(request)
 
+    def release(self) -> Carried | None:
+        """Takes the last row out of this idle lane; None if its context cannot be carried."""
+        index, slot = next((i, slot) for i, slot in reversed(list(enumerate(self.slots))) if slot)
+        entries = self.cache.copy_out(index, slot.own)
+        if entries is None:
+            return None
+        self.slots[index] = None
+        return Carried(slot, entries)
+
+    def adopt(self, carried: Carried) -> None:
+        """Takes over a row; it enters at the next `advance`. This lane may be at work meanwhile."""
+        self.arriving.append(carried)
+
     def clear(self) -> None:
         """Drops all rows in flight."""
         self.slots = [None] * self.shape.slots
         self.waiting = []
+        self.arriving.clear()
 
     @torch.inference_mode()
     def advance(self) -> list[Completion]:
         """Refills, prefills and makes one step. Returns what finished."""
         free = (i for i, slot in enumerate(self.slots) if slot is None)
-        for request in self.waiting:
+        while self.arriving and self._settle(next(free), self.arriving[0]):
+            self.arriving.popleft()
+        while self.waiting and (slot := self._enter(self.waiting[0])):
             index = next(free)
-            slot = self.slots[index] = self._enter(request)
+            self.slots[index] = slot
             self._reuse(index, slot)
-        self.waiting = []
+            del self.waiting[0]
         if self.found.tiled:
             self._prefill()
         return self._step()
 
+    def _settle(self, index: int, carried: Carried) -> bool:
+        """Gives a row from another lane its slot; False while its prefix has no room here."""
+        slot = carried.slot
+        if not self.prefixes.add(slot.prefix, self._in_use()):
+            return False
+        self.slots[index] = slot
+        self.cache.copy_in(index, carried.entries, slot.own)
+        return True
+
+    def _in_use(self) -> Iterator[tuple[int, ...]]:
+        return (slot.prefix for slot in self.slots if slot)
+
     # -- refill -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, request: Request) -> Slot:
+    def _enter(self, request: Request) -> Slot | None:
+        """The request's row; None while its prefix has no room beside those of the rows in flight."""
         ids = self._ids(request.prompt)
         if not ids:
             raise InputRefused(
                 "a prompt without a single token", fix="give at least one token, such as the BOS"
             )
-        span = self._shared(request, ids)
-        own = len(ids) - (span[1] - span[0])
+        if max(ids) >= self.decoder.config.vocab_size:
+            raise InputRefused(
+                "a prompt holds a token that the model does not have",
+                why=f"its id is {max(ids)}; the model has {self.decoder.config.vocab_size} tokens",
+                fix="leave the special token out of the prompt, or use the tokenizer that was made for this model",
+            )
+        prefix = self._prefix_of(request, ids)
+        if not self.prefixes.add(prefix, self._in_use()):
+            return None
+        if prefix in self.prefixes.unsound:  # its own rows alone are to fail of it: they go without
+            prefix = ()
+        own = len(ids) - len(prefix)
         if own + request.max_tokens > self.shape.capacity:
             raise InputRefused(
                 f"a prompt of {len(ids)} tokens with {request.max_tokens} more does not fit the cache",
@@ -222,39 +283,24 @@ class Lane:
             )
         keeps_seen = request.sampling.repetition_penalty != 1
         seen = torch.tensor(sorted(set(ids)), device=self.device) if keeps_seen else None
-        return Slot(request, ids[span[1] - span[0] :], span, ids, seen=seen, by_steps=own <= FED_BY_STEPS)
+        return Slot(request, ids[len(prefix) :], prefix, ids, seen=seen, by_steps=own <= FED_BY_STEPS)
 
     def _ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         return list(self.encode(prompt) if isinstance(prompt, str) else prompt)
 
-    def _shared(self, request: Request, ids: list[int]) -> tuple[int, int]:
-        """Where the pool holds the request's shared prefix, computing it if new. The last prompt token stays out."""
-        if request.shared_prefix is None:
-            return (0, 0)
-        prefix = self._ids(request.shared_prefix)
-        key = tuple(prefix[: len(prefix) - 1])
-        if not key or common_length(prefix, ids) < len(key) or len(ids) <= len(key):
-            return (0, 0)
-        if key not in self.prefixes:
-            if self.cache.prefix_used + len(key) > self.shape.prefix_capacity:
-                return (0, 0)
-            self.prefixes[key] = self._compute_prefix(key)
-        return self.prefixes[key]
-
-    def _compute_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
-        attend = PrefixAttend(self.cache, len(ids))
-        ids_BT = torch.tensor([ids], device=self.device)
-        self.decoder.hidden(ids_BT, torch.arange(len(ids), device=self.device)[None], attend)
-        self.cache.prefix_used = self.cache.prefix_k[0].shape[1]
-        return attend.begin, attend.end
-
-    def _prefix_of(self, slot: Slot) -> tuple[int, ...]:
-        return next((ids for ids, span in self.prefixes.items() if span == slot.span), ())
+    def _prefix_of(self, request: Request, ids: list[int]) -> tuple[int, ...]:
+        """The ids that the row takes from the pool: the request's shared prefix but its last token, if it may be."""
+        if request.shared_prefix is None or not self.found.shares:
+            return ()
+        shared = self._ids(request.shared_prefix)
+        prefix = tuple(shared[: len(shared) - 1])
+        begins = common_length(shared, ids) >= len(prefix) and len(ids) > len(prefix)
+        return prefix if begins and self.prefixes.can_hold(prefix) else ()
 
     def _reuse(self, index: int, slot: Slot) -> None:
         """Begins a row with what another request left behind, as far as it holds the same tokens."""
         kept = self.kept.take(slot.request.reuse) if slot.request.reuse is not None else None
-        if kept is None or kept.prefix != self._prefix_of(slot):
+        if kept is None or kept.prefix != slot.prefix:
             return
         count = min(common_length(kept.ids, slot.pending), len(slot.pending) - 1)
         if count >= LEAST_REUSED:
@@ -268,7 +314,7 @@ class Lane:
         entries = self.cache.copy_out(index, slot.own)
         if entries is None:
             return
-        self.kept.put(slot.request.keep, Kept(self._prefix_of(slot), ids[: slot.own], entries))
+        self.kept.put(slot.request.keep, Kept(slot.prefix, ids[: slot.own], entries))
 
     # -- prefill ----------------------------------------------------------------------------------------------------
 
@@ -285,7 +331,9 @@ class Lane:
             if slot is None or slot.by_steps or len(slot.pending) < 2 or not room:
                 continue
             count = min(room, len(slot.pending) - 1)
-            pieces.append(Piece(tuple(slot.pending[:count]), index, slot.own, slot.span))
+            pieces.append(
+                Piece(tuple(slot.pending[:count]), index, slot.own, self.prefixes.spans[slot.prefix])
+            )
             del slot.pending[:count]
             slot.own += count
             room -= count
@@ -310,8 +358,10 @@ class Lane:
         own = [slot.own if slot else -1 for slot in slots]
         ids = [slot.pending.pop(0) if slot else 0 for slot in slots]
         self.cache.fit(self._longest() + 1 if self.found.tiled else self.shape.capacity, shrink=True)
-        spans = torch.tensor([slot.span if slot else (0, 0) for slot in slots], device=self.device)
-        positions = [slot.own + slot.span[1] - slot.span[0] if slot else 0 for slot in slots]
+        spans = torch.tensor(
+            [self.prefixes.spans[slot.prefix] if slot else (0, 0) for slot in slots], device=self.device
+        )
+        positions = [slot.own + len(slot.prefix) if slot else 0 for slot in slots]
         attend = DecodeAttend(self.cache, torch.tensor(own, device=self.device), spans)
         x_BTD = self.decoder.hidden(
             torch.tensor([ids], device=self.device), torch.tensor([positions], device=self.device), attend
@@ -357,11 +407,15 @@ class Lane:
         finished = []
         for n, (index, token) in enumerate(zip(drawing, drawn.tolist(), strict=True)):
             slot = slots[n]
+            if token == BROKEN:
+                finished.append(self._complete(slot, "failed"))
+                self._wipe(index)
+                continue
             reason = self._take(slot, token, logprobs[n] if logprobs else 0.0)
             if reason:
                 finished.append(self._complete(slot, reason))
                 if slot.request.keep is not None and self.found.reusable:
-                    self._keep(index, slot, slot.prompt[slot.span[1] - slot.span[0] :] + slot.written)
+                    self._keep(index, slot, slot.prompt[len(slot.prefix) :] + slot.written)
                 self.slots[index] = None
         return finished
 
@@ -388,6 +442,12 @@ class Lane:
             slot.tail = slot.tail[-max(len(stop.encode()) for stop in request.stop_strings) :]
         return "length" if len(slot.written) >= request.max_tokens else None
 
+    def _wipe(self, index: int) -> None:
+        """Frees a broken row's slot. NaNs left in it would reach the next row: what is masked is multiplied by 0."""
+        for kept in (*self.cache.k, *self.cache.v):
+            kept[index] = 0
+        self.slots[index] = None
+
     def _complete(self, slot: Slot, reason: str) -> Completion:
         request, ids = slot.request, slot.written
         ended_by_id = reason == "stop" and ids[-1] in request.stop_ids
@@ -400,6 +460,7 @@ class Lane:
             finish_reason=reason,
             prompt_tokens=len(slot.prompt),
             logprobs=tuple(slot.logprobs) if request.logprobs else None,
+            error=NOT_FINITE.format(len(ids)) if reason == "failed" else None,
         )
 
 

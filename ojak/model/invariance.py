@@ -6,7 +6,7 @@ longer masked cache or a prefill tile only where that leaves each row's result b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from ojak.model.cache import (
     SlotCache,
 )
 from ojak.model.decoder import Attend, Decoder, Layer, rope_cos_sin
+from ojak.model.sharing import PIECE, sharing_agrees
 
 FILLED = 20  # cache entries that the probe's rows look back on
 LONGER = 8 * LENGTH_STEP  # a masked cache of this length must give what a short one gives
@@ -35,12 +36,14 @@ EVIDENCE = (
 class Invariance:
     """`sizes`: the smaller batch sizes that change nothing. `tiled`: neither do prefill tiles and longer caches.
 
+    `shares`: the pool of shared prefixes may be used, since a row's bits do not depend on what else lies in it.
     `reusable`: a token's keys and values are the same whether it was fed as part of a prompt or drawn and fed alone.
     """
 
     sizes: frozenset[int] = frozenset()
     tiled: bool = False
     reusable: bool = False
+    shares: bool = False
 
 
 @torch.inference_mode()
@@ -48,9 +51,10 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
     """Runs the first layer of each kind and the output layer on random rows, in each shape, and compares the bits."""
     slots = cache.shape.slots
     smaller = [size for size in sizes if LEAST_COLUMNS <= size < slots]
-    same, tiled, reusable = set(smaller), True, True
-    for layer in {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values():
-        probe = _Probe(decoder, cache, layer)
+    same, tiled, reusable, shares = set(smaller), True, True, True
+    layers = {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values()
+    probes = [_Probe(decoder, cache, layer) for layer in layers]
+    for probe in probes:
         full = probe.decode(slots, FILLED + 1)
         same = {size for size in same if torch.equal(full[:size], probe.decode(size, FILLED + 1))}
         same = {size for size in same if probe.products_agree(size, slots)}
@@ -61,8 +65,12 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
         reusable &= (
             tiled and probe.decode_agrees_with_prefill() and probe.products_agree(slots, PREFILL_TOKENS)
         )
+        cache.fit(probe.filled + PIECE, only=probe.layer)
+        shares &= sharing_agrees(cache, probe.layer, probe.filled, same if tiled else ())
+    if tiled and same:  # once, not for each kind of layer: of a large vocabulary it costs the most
+        same = probes[-1].logits_agree(same)
     cache.empty()
-    return Invariance(frozenset(same if tiled else ()), tiled, reusable)
+    return Invariance(frozenset(same if tiled else ()), tiled, reusable, shares)
 
 
 class _Probe:
@@ -126,8 +134,13 @@ class _Probe:
         self.cache.fit(attended, only=self.layer)
         own = torch.full((rows,), self.filled, device=self.x_ND.device)
         attend = DecodeAttend(self.cache, own, torch.zeros(rows, 2, dtype=torch.int64, device=own.device))
-        x_ND = self._run(self.x_ND[:rows], [self.filled] * rows, attend)
-        return torch.cat([x_ND, self.decoder.logits(self.decoder.model.norm(x_ND))], -1)
+        return self._run(self.x_ND[:rows], [self.filled] * rows, attend)
+
+    def logits_agree(self, sizes: Iterable[int]) -> set[int]:
+        """The sizes at which the output layer gives each row what it gives in the whole batch."""
+        x_ND = self.decoder.model.norm(self.x_ND[: self.cache.shape.slots])
+        full = self.decoder.logits(x_ND)
+        return {size for size in sizes if torch.equal(full[:size], self.decoder.logits(x_ND[:size]))}
 
     def prefill_agrees(self) -> bool:
         """A piece of a prompt: in a tile of its own, in a small one, behind another row's tokens, and cut in two."""

@@ -28,6 +28,7 @@ class PinnedFile:
 class KnownModel:
     """A model with a name. needs_acceptance: its licence asks for the user's consent before use.
 
+    embeds: it turns a text into a vector and cannot write one.
     hub: (repository, revision) on the Hugging Face hub where files of the same paths lie.
     """
 
@@ -38,6 +39,7 @@ class KnownModel:
     files: tuple[PinnedFile, ...]
     hub: tuple[str, str]
     needs_acceptance: bool = False
+    embeds: bool = False
 
     @property
     def size(self) -> int:
@@ -96,6 +98,7 @@ def _minilm_file(path: str, size: int, sha256: str) -> PinnedFile:
 _MINILM = KnownModel(
     name="all-minilm-l6-v2",
     what="sentence embedder, 384 wide",
+    embeds=True,
     license="apache-2.0",
     license_url="https://www.apache.org/licenses/LICENSE-2.0",
     hub=("sentence-transformers/all-MiniLM-L6-v2", "main"),

@@ -78,8 +78,8 @@ def load_model(
     """Loads a model by name (`ojak models list`), from a GGUF file or from a Hugging Face folder.
 
     dtype: bfloat16 where the hardware has it, else float32. device: CUDA if there is one, else the CPU.
-    Raises UsageError for an unknown name, InputRefused for files that cannot be used, ResourceExhausted if the weights
-    do not fit the free memory. Nothing in a model's files is ever executed.
+    Raises UsageError for an unknown name or that of an embedding model, InputRefused for files that cannot be used,
+    ResourceExhausted if the weights do not fit the free memory. Nothing in a model's files is ever executed.
     """
     return from_source(read_source(name_or_path, accept_license=accept_license, notify=notify), dtype, device)
 
@@ -93,6 +93,7 @@ def from_source(
         raise UsageError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype] if isinstance(dtype, str) else dtype or default_dtype(where)
     config = config_from_hf(source.config)
+    _check_vocabulary(source, config.vocab_size)
     return Model(
         name=source.name,
         config=config,
@@ -125,11 +126,44 @@ def read_source(
     accept_license: Collection[str] = (),
     notify: Notify | None = None,
 ) -> Source:
-    """A model's files, checked and described, its weights not yet read."""
+    """A model's files, checked and described, its weights not yet read. Errors as in `load_model`."""
+    _refuse_embedder(os.fspath(name_or_path))
     path = hub.find(name_or_path, accept_license=accept_license, notify=notify)
     source = checkpoint.read(path) if path.is_dir() else gguf.read(path)
     known = str(name_or_path) in hub.KNOWN
     return replace(source, name=str(name_or_path)) if known else source
+
+
+def _check_vocabulary(source: Source, rows: int) -> None:
+    """Refuses a tokenizer that gives ids for which the model has no weights; more rows than tokens are normal.
+
+    A special token beyond the rows is harmless where neither the template nor an end of text uses it: text-only Gemma 3
+    models come with the image token of their larger siblings. A prompt that spells it out is refused when it is asked.
+    """
+    tokenizer = source.tokenizer
+    needed = {*source.stop_ids, tokenizer.bos_id if tokenizer.adds_bos else None}
+    template = source.chat_template or ""
+    beyond = tokenizer.beyond(rows)
+    for i, text in beyond.items():
+        if i in needed or text not in tokenizer.special_tokens or text in template:
+            raise InputRefused(
+                f"the tokenizer of {source.name} does not fit the model",
+                why=f"the model has {rows} tokens; the tokenizer has {len(beyond)} beyond, such as {text[:80]!r} ({i})",
+                fix="use the tokenizer that was made for this model, or save the model with its embeddings resized",
+            )
+
+
+def _refuse_embedder(name: str) -> None:
+    """Refuses a known model that cannot write, before it is fetched; a file or folder of that name comes first."""
+    known = hub.KNOWN.get(name)
+    if known is None or not known.embeds or os.path.exists(name):
+        return
+    writers = ", ".join(model.name for model in hub.known() if not model.embeds)
+    raise UsageError(
+        f"{name} is an embedding model and cannot generate",
+        why="it turns a text into a vector and has no layer that writes one",
+        fix=f"use a path, a hub name (org/name), or one of: {writers}",
+    )
 
 
 def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Decoder:

@@ -30,12 +30,24 @@ def _meminfo() -> int:
 
 
 def _cgroup() -> int:
-    """What the control group (version 2) still allows; no limit where there is none."""
+    """What the control group (version 2) still allows; no limit where there is none.
+
+    Files that were read lie in memory, too, and count as used: the kernel drops those that are inactive on demand.
+    """
     root = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
         limit = int((root / "memory.max").read_text("ascii"))  # ValueError for "max"
-        return max(0, limit - int((root / "memory.current").read_text("ascii")))
+        used = int((root / "memory.current").read_text("ascii"))
+        return max(0, limit - max(0, used - _inactive_file(root / "memory.stat")))
     return sys.maxsize
+
+
+def _inactive_file(path: Path) -> int:
+    """Bytes of cached file content that nothing has used lately; 0 where it cannot be told."""
+    with suppress(OSError, ValueError):
+        fields = dict(line.split() for line in path.read_text("ascii").splitlines())
+        return int(fields.get("inactive_file", 0))
+    return 0
 
 
 def keep_freed_memory() -> None:

@@ -104,8 +104,9 @@ class Request:
 class Completion:
     """What a request got. `token_ids` includes the stop token, `text` does not.
 
-    `finish_reason` is "stop" (a stop id or string), "length" (`max_tokens` reached) or "cancelled" (by `on_token`).
-    `logprobs` holds, for each token, its natural log-probability under the model before any temperature or cut.
+    `finish_reason` is "stop" (a stop id or string), "length" (`max_tokens` reached), "cancelled" (by `on_token`) or
+    "failed" (the engine could not go on; `error` says why). `logprobs` holds, for each token, its natural
+    log-probability under the model before any temperature or cut.
     """
 
     request: Request
@@ -114,3 +115,4 @@ class Completion:
     finish_reason: str
     prompt_tokens: int = 0
     logprobs: tuple[float, ...] | None = field(default=None)
+    error: str | None = None

@@ -17,6 +17,7 @@ from ojak.model.request import Sampling
 
 BLOCK = 256  # the vocabulary is searched in blocks of this many tokens
 CHUNK_ROWS = 16  # rows worked on at once: their float32 logits stay in the cache (3 MB at 49k tokens)
+BROKEN = -1  # drawn for a row whose logits are not numbers
 CANDIDATES = (
     1024  # nucleus sampling looks at this many most probable tokens before it sorts the whole vocabulary
 )
@@ -85,7 +86,8 @@ def draw(
     """One token for each row.
 
     logits_NV: any float dtype. settings, is_first: one a row. uniforms_N: float64 in [0, 1). seen: for a row with a
-    repetition penalty, the ids it holds so far (int64), None for others. Returns int64 (N,).
+    repetition penalty, the ids it holds so far (int64), None for others. Returns int64 (N,), BROKEN for a row whose
+    largest logit is NaN or infinite: nothing can be drawn from it.
     """
     tokens = torch.empty(len(settings), dtype=torch.int64, device=logits_NV.device)
     temperatures = [_temperature(s, first) for s, first in zip(settings, is_first, strict=True)]
@@ -93,10 +95,10 @@ def draw(
         t == 0 and not _edits(s, first) for s, t, first in zip(settings, temperatures, is_first, strict=True)
     ]
     if all(plain):
-        return argmax(logits_NV)
+        return _largest(logits_NV)
     greedy = [i for i, flag in enumerate(plain) if flag]
     if greedy:
-        tokens[greedy] = argmax(logits_NV[greedy])
+        tokens[greedy] = _largest(logits_NV[greedy])
     others = [i for i, flag in enumerate(plain) if not flag]
     for at in range(0, len(others), CHUNK_ROWS):
         rows = others[at : at + CHUNK_ROWS]
@@ -110,6 +112,13 @@ def draw(
             logits, [settings[i] for i in rows], [temperatures[i] for i in rows], uniforms_N[rows]
         )
     return tokens
+
+
+def _largest(logits_NV: Tensor) -> Tensor:
+    """The first largest logit of each row, BROKEN where that is no finite number (a NaN counts as the largest)."""
+    tokens = argmax(logits_NV)
+    finite = logits_NV.gather(-1, tokens[:, None])[:, 0].isfinite()
+    return torch.where(finite, tokens, BROKEN)
 
 
 def _temperature(sampling: Sampling, first: bool) -> float:
@@ -141,16 +150,16 @@ def edit(
 def draw_chunk(
     logits: Tensor, settings: Sequence[Sampling], temperatures: Sequence[float], uniforms: Tensor
 ) -> Tensor:
-    """Draws a few rows: logits float32 (n, V), already edited. A temperature of 0 takes the largest."""
+    """Draws a few rows, as `draw` says: logits float32 (n, V), already edited. A temperature of 0 takes the largest."""
     device = logits.device
     heat = torch.tensor(temperatures, device=device)
-    scaled = (logits - logits.amax(-1, keepdim=True)) / torch.where(heat > 0, heat, torch.ones_like(heat))[
-        :, None
-    ]
+    peaks = logits.amax(-1, keepdim=True)
+    scaled = (logits - peaks) / torch.where(heat > 0, heat, torch.ones_like(heat))[:, None]
     weights = scaled.exp_()
     if any(s.top_p < 1 or s.top_k or s.min_p for s in settings):
         weights = cut(weights, settings)
-    return torch.where(heat > 0, invert(weights, uniforms), argmax(logits))
+    drawn = torch.where(heat > 0, invert(weights, uniforms), argmax(logits))
+    return torch.where(peaks[:, 0].isfinite(), drawn, BROKEN)
 
 
 def cut(weights: Tensor, settings: Sequence[Sampling]) -> Tensor:
@@ -193,6 +202,6 @@ def likeliest(logits_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-    """log p(token) for each row, float32, of the unedited logits."""
-    picked = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1).float()
+    """log p(token) for each row, float32, of the unedited logits; without meaning for a BROKEN token."""
+    picked = logits_NV.gather(-1, tokens_N.clamp(min=0)[:, None]).squeeze(-1).float()
     return picked - torch.logsumexp(logits_NV.float(), -1)

@@ -44,6 +44,11 @@ class Tokenizer:
             self.backend.encode_special_tokens = not special
             return self.backend.encode(text, add_special_tokens=False).ids
 
+    def beyond(self, rows: int) -> dict[int, str]:
+        """The tokens, id -> text, whose ids a model with so many rows of embeddings does not have."""
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        return {i: text for text, i in sorted(vocabulary.items(), key=lambda item: item[1]) if i >= rows}
+
     def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """`encode` for many texts at once."""
         with self._lock:
@@ -87,7 +92,7 @@ class Tokenizer:
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         """Reads `tokenizer.json` (+ `tokenizer_config.json`) of a Hugging Face folder; `config` is its config.json.
 
-        Raises InputRefused where there is none, or none that the library accepts.
+        Raises InputRefused where there is none, none that the library accepts, or one without the end token it names.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -102,6 +107,12 @@ class Tokenizer:
         _add_declared_tokens(backend, extra)
         bos_id = _token_id(backend, extra.get("bos_token"), config.get("bos_token_id"))
         eos_id = _token_id(backend, extra.get("eos_token"), config.get("eos_token_id"))
+        if eos_id is None and extra.get("eos_token"):
+            raise InputRefused(
+                f"the tokenizer of {folder} lacks its own end token",
+                why=f"its eos_token is {str(extra['eos_token'])[:80]!r}, which is no token of tokenizer.json",
+                fix="without it no text ends: put the tokenizer's files back as the model was published with",
+            )
         return cls(
             backend, bos_id=bos_id, eos_id=eos_id, adds_bos=bos_id is not None and _adds(backend, bos_id)
         )

@@ -52,7 +52,7 @@ class Served:
     def ids(self, prompt: Any) -> Ids:
         """Token ids of one prompt; the tokenizer's BOS is added to a text where the model was trained with one."""
         if isinstance(prompt, str):
-            return tuple(encode_prompt(self.tokenizer, prompt))
+            return self.encoded(prompt, "prompt")
         if not isinstance(prompt, list) or not all(type(each) is int for each in prompt):
             raise bad("a prompt is a text or a list of token ids", "prompt")
         if not all(0 <= each < self.vocabulary for each in prompt):
@@ -76,7 +76,14 @@ class Served:
             (text,) = self.template.render([plain], add_generation_prompt=True)
         except InputRefused as error:
             raise bad(f"{error.what}: {error.why}", "messages") from error
-        return tuple(encode_prompt(self.tokenizer, text))
+        return self.encoded(text, "messages")
+
+    def encoded(self, text: str, param: str) -> Ids:
+        """The ids of a raw text. Raises Refusal where the tokenizer has a token that the model has not."""
+        ids = tuple(encode_prompt(self.tokenizer, text))
+        if ids and max(ids) >= self.vocabulary:
+            raise bad("the text holds a special token that the model does not have", param)
+        return ids
 
     # -- requests ---------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ class Queue(Iterator[Request | None]):
         if done.finish_reason in ("stop", "length"):
             job.end(done)
         else:
-            job.end(broken(f"the model could not go on after {len(done.token_ids)} tokens"))
+            job.end(broken(f"the model could not go on: {done.error}"))
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Nobody wants these any more: they leave the queue, or their slot at their next token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -272,3 +273,17 @@ def test_a_configuration_that_cannot_work_is_refused(changes: dict[str, Any], sa
 def test_impossible_windows_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputRefused):
         config_from_hf(tiny.hf_config("gemma2", **changes))
+
+
+@pytest.mark.parametrize(("family", "biased"), [("llama", True), ("qwen3", True), ("qwen2", False)])
+def test_whether_the_output_of_attention_has_a_bias_stands_in_the_configuration(
+    family: str, biased: bool
+) -> None:
+    """Qwen 2 has biases on queries, keys and values alone."""
+    config = config_from_hf(tiny.hf_config(family, attention_bias=True))
+    for wanted, given in ((biased, config), (not biased, replace(config, attention_output_bias=not biased))):
+        attention = Decoder(given).model.layers[0].self_attn
+        assert (attention.o_proj.bias is not None) == wanted
+        assert attention.q_proj.bias is not None
+    assert "attention_output_bias" not in config_to_hf(config)
+    assert config_from_hf(config_to_hf(config)) == config

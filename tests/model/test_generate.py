@@ -181,8 +181,8 @@ def test_a_shared_prefix_changes_nothing_but_is_computed_once(family: str) -> No
     ]
     made = generator(FLOATS[family])
     calls: list[tuple[int, ...]] = []
-    compute = made.lanes[0]._compute_prefix
-    made.lanes[0]._compute_prefix = lambda ids: (calls.append(ids), compute(ids))[1]
+    compute = made.lanes[0].prefixes._compute
+    made.lanes[0].prefixes._compute = lambda ids: (calls.append(ids), compute(ids))[1]
     found = texts(made, asked)
     assert calls == [PREFIXES[1]]
     for one in asked:
@@ -200,6 +200,35 @@ def test_a_prefix_that_the_prompt_does_not_have_or_that_has_no_room_is_left_alon
     found = texts(generator(decoder), asked)
     for one in asked:
         assert list(found[one.tag]) == greedy_without_cache(decoder, list(one.prompt), 8)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_full_pool_takes_no_rows_prefix_away(name: str) -> None:
+    """More prefixes than there is room for: those that nobody uses give way, a row waits for its own."""
+    heads = [tuple(range(n, n + 20 + n)) for n in range(9)]
+    asked = [
+        request(
+            (*heads[n % 9], n, 7), 6 + n % 5, shared_prefix=(*heads[n % 9], n), tag=n, seed=n, logprobs=True
+        )
+        for n in range(27)
+    ]
+    made = generator(MODELS[name], prefix_capacity=64)
+    assert made.found.shares
+    spans = []
+    reuse = made.lanes[0]._reuse
+    made.lanes[0]._reuse = lambda index, slot: (
+        spans.append(len(slot.prefix)),
+        reuse(index, slot),
+    )[1]
+    found = {done.request.tag: done for done in made.run(iter(asked))}
+    assert spans == [len(heads[n % 9]) for n in range(27)]
+    assert made.lanes[0].cache.prefix_used <= 64
+    for one in asked:
+        alone = (
+            next(generator(MODELS[name], prefix_capacity=64).run(iter([one]))) if one.tag % 9 == 8 else None
+        )
+        if alone:
+            assert (found[one.tag].token_ids, found[one.tag].logprobs) == (alone.token_ids, alone.logprobs)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -247,6 +276,36 @@ def test_slots_are_refilled_at_once() -> None:
     assert made.steps <= 22
     assert made.drawn == sum(lengths)
     assert done[0].request.tag != 0, "a short row is handed out before a long one ends"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_rows_in_flight_move_to_a_lane_that_runs_dry_and_keep_their_text(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_module, "FAR_FEWER", 1)
+    carried: list[Any] = []
+    adopt = generate_module.Lane.adopt
+    monkeypatch.setattr(
+        generate_module.Lane, "adopt", lambda lane, row: (carried.append(row), adopt(lane, row))[1]
+    )
+    prefix = tuple(range(2, 11))
+    lengths = [2, 60, 2, 60, 2, 60, 2, 60]  # every other row ends at once: one of the lanes runs dry
+    wanted = [
+        request(
+            (*prefix, 20 + i, 30),
+            lengths[i],
+            shared_prefix=prefix,
+            tag=i,
+            seed=i,
+            sampling=Sampling(temperature=1.0),
+        )
+        for i in range(8)
+    ]
+    alone_ = texts(generator(FLOATS[name], lanes=1, slots=8), wanted)
+    assert not carried
+    assert texts(generator(FLOATS[name], lanes=2, slots=4), wanted) == alone_
+    assert carried
+    assert any(row.slot.own for row in carried)
 
 
 def test_requests_may_come_later() -> None:

@@ -21,8 +21,8 @@ SIZES = (1, 2, 4, 8, 16)
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def found_with(decoder: Decoder, *, slots: int = 16, capacity: int = 100) -> Invariance:
-    shape = CacheShape(slots=slots, capacity=capacity, prefix_capacity=0)
+def found_with(decoder: Decoder, *, slots: int = 16, capacity: int = 100, pool: int = 0) -> Invariance:
+    shape = CacheShape(slots=slots, capacity=capacity, prefix_capacity=pool)
     cache = SlotCache(decoder.config, shape, decoder.model.embed_tokens.weight.dtype, torch.device("cpu"))
     return check_invariance(decoder, cache, SIZES)
 
@@ -81,6 +81,25 @@ def test_output_layers_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 8 not in found_with(tiny.decoder("llama")).sizes
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_large_output_layer_is_probed_once_at_each_size(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small model with a large vocabulary it costs far more than all the rest."""
+    large = 1 << 16
+    counted: list[int] = []
+
+    def rule(rows: int) -> float:
+        counted.append(rows)
+        return 1e-6 * (rows == 8)
+
+    patch(monkeypatch, rule, lambda weight: weight.shape[0] == large)
+    found = found_with(tiny.decoder(family, vocab_size=large))
+    assert found.tiled
+    assert found.sizes == {4}
+    assert sorted(counted) == [4, 8, 16]
+
+
 def test_a_seldom_seen_bit_behind_a_residual_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16 one output in thousands shows another order of sums; a single row of a small layer hides it."""
     plain: Linear = F.linear
@@ -108,10 +127,50 @@ def test_attention_that_changes_with_the_caches_length_rules_out_tiles(
     assert found_with(tiny.decoder("llama")) == Invariance()
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_prefixes_may_be_shared_where_the_pool_changes_nothing(family: str) -> None:
+    assert found_with(tiny.decoder(family), pool=512).shares
+    assert not found_with(tiny.decoder(family), pool=0).shares
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda q, pool: pool > 64,
+        lambda q, pool: pool > 0,
+        lambda q, pool: pool > 0 and q.shape[0] == 8,
+        lambda q, pool: pool > 0 and q.shape[:1] == (2,),
+    ],
+    ids=["long pools", "any pool", "a smaller size with a pool", "tiles of two rows with a pool"],
+)
+def test_attention_that_changes_with_the_pool_rules_out_sharing(
+    rule: Callable[[Tensor, int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = cache_module.attend_rows
+
+    def off(q: Tensor, kv: tuple[Tensor, Tensor], prefix: tuple[Tensor, Tensor], *rest: object) -> Tensor:
+        out = attend(q, kv, prefix, *rest)  # pyright: ignore[reportArgumentType]
+        return out * (1 + 1e-6 * rule(q, prefix[0].shape[1]))
+
+    monkeypatch.setattr(cache_module, "attend_rows", off)
+    found = found_with(tiny.decoder("llama"), pool=512)
+    assert found.tiled
+    assert not found.shares
+
+
+def test_the_probe_leaves_the_pool_empty() -> None:
+    decoder = tiny.decoder("gemma3")
+    shape = CacheShape(slots=4, capacity=100, prefix_capacity=512)
+    cache = SlotCache(decoder.config, shape, torch.float32, torch.device("cpu"))
+    check_invariance(decoder, cache, SIZES)
+    assert cache.prefix_used == 0
+    assert {pool.shape[1] for pool in (*cache.prefix_k, *cache.prefix_v)} == {0}
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 @pytest.mark.parametrize("capacity", [2, 7, 40])
 def test_small_shapes_can_be_checked(slots: int, capacity: int) -> None:
-    found_with(tiny.decoder("gemma3"), slots=slots, capacity=capacity)
+    found_with(tiny.decoder("gemma3"), slots=slots, capacity=capacity, pool=96)
 
 
 @pytest.mark.parametrize("rule", [lambda rows: rows * 1e-3, lambda rows: 1e-3 * (rows == PREFILL_TOKENS)])

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ojak.engines.native import engine_of, generate
 from ojak.errors import InputRefused, OjakError, ResourceExhausted, TargetExists, UsageError
-from ojak.model import load
+from ojak.model import hub, load
 from ojak.model.load import default_dtype, from_source, load_model, read_source
+from ojak.model.request import Request
 
 IDS_BT = torch.randint(0, tiny.VOCAB, (2, 11), generator=torch.Generator().manual_seed(5))
 CHANGED = "model.layers.1.mlp.up_proj.weight"
@@ -148,3 +151,80 @@ def test_a_model_carries_what_it_was_read_from(folder: Path) -> None:
     before = model.sha256
     change(folder, put(0.5))
     assert load_model(folder, device="cpu").sha256 != before
+
+
+def edit_json(path: Path, **values: object) -> None:
+    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**content, **values}), "utf-8")
+
+
+def saved_with(folder: Path, extra: list[str], *, special: bool) -> Path:
+    """A model whose tokenizer has tokens for each of its rows, and after those the given ones."""
+    model = tiny.model("llama")
+    fill = [f"<fill{n}>" for n in range(tiny.VOCAB - tiny.EOS - 1)]
+    added = [tokenizers.AddedToken(text, special=special) for text in (*fill, *extra)]
+    model.tokenizer.backend.add_tokens(added)
+    assert model.tokenizer.backend.get_vocab_size() == tiny.VOCAB + len(extra)
+    return model.save(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    folder = saved_with(tmp_path / "model", ["hello", "world"], special=False)
+    with pytest.raises(InputRefused, match=r"(?s)does not fit.*264 tokens.*2 beyond.*'hello' \(264\).*fix"):
+        load_model(folder, device="cpu")
+
+
+def test_a_vocabulary_that_fills_the_model_or_less_is_normal(tmp_path: Path, folder: Path) -> None:
+    assert load_model(folder, device="cpu").tokenizer.vocab_size < tiny.VOCAB
+    full = load_model(saved_with(tmp_path / "full", [], special=False), device="cpu")
+    assert full.tokenizer.vocab_size == tiny.VOCAB
+
+
+def test_a_special_token_beyond_the_rows_counts_where_something_needs_it(tmp_path: Path) -> None:
+    """Gemma 3's text models come with an image token that they have no row for."""
+    folder = saved_with(tmp_path / "model", ["<image>"], special=True)
+    model = load_model(folder, device="cpu")
+    assert len(generate(model, ["a"], max_tokens=2)[0].token_ids) == 2
+    with pytest.raises(UsageError, match="token id that the model does not have"):
+        generate(model, ["a<image>"], max_tokens=2)
+    engine = engine_of(model)
+    with pytest.raises(InputRefused, match=r"(?s)id is 264.*has 264 tokens"):
+        list(engine.generate(iter([Request(prompt="a<image>", max_tokens=2)]), longest=10))
+    (folder / "chat_template.jinja").write_text("<image>{{ messages }}", "utf-8")
+    with pytest.raises(InputRefused, match="does not fit the model"):
+        load_model(folder, device="cpu")
+    (folder / "chat_template.jinja").unlink()
+    edit_json(folder / "generation_config.json", eos_token_id=tiny.VOCAB)
+    with pytest.raises(InputRefused, match="does not fit the model"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("wrong", [10**6, -1, 10**30, "</s>", [tiny.EOS, 261]])
+def test_an_end_token_without_a_token_is_refused(file: str, wrong: object, folder: Path) -> None:
+    edit_json(folder / file, eos_token_id=wrong)
+    with pytest.raises(InputRefused, match=r"(?s)end token.*eos_token_id.*fix"):
+        load_model(folder, device="cpu")
+
+
+def test_an_end_token_that_the_vocabulary_lacks_is_refused(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", eos_token="<|no-such-end|>")
+    with pytest.raises(InputRefused, match=r"(?s)lacks its own end token.*no-such-end.*fix"):
+        load_model(folder, device="cpu")
+
+
+def test_an_embedding_model_is_refused_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_given: object, **_options: object) -> Path:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(hub, "pull", fetched)
+    with pytest.raises(
+        UsageError, match=r"(?s)embedding model.*smollm2-135m-instruct, gemma-3-270m"
+    ) as refused:
+        load_model("all-minilm-l6-v2")
+    assert "minilm" not in refused.value.fix
+    monkeypatch.chdir(tmp_path)
+    tiny.model("llama").save("all-minilm-l6-v2")
+    assert load_model("all-minilm-l6-v2", device="cpu").config.vocab_size == tiny.VOCAB

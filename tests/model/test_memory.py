@@ -56,6 +56,51 @@ def test_the_control_group_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert memory._cgroup() == 0
 
 
+def test_cached_files_do_not_count_as_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's weights were just read from a file: all of it lies in the page cache and in `memory.current`."""
+    monkeypatch.setattr(memory, "Path", lambda text: tmp_path if "cgroup" in str(text) else Path(text))
+    (tmp_path / "memory.max").write_text("1000\n", "ascii")
+    (tmp_path / "memory.current").write_text("900\n", "ascii")
+    (tmp_path / "memory.stat").write_text("anon 200\nactive_file 150\ninactive_file 550\n", "ascii")
+    assert memory._cgroup() == 650
+    (tmp_path / "memory.stat").write_text("anon 200\ninactive_file 5000\n", "ascii")
+    assert memory._cgroup() == 1000
+    for unusable in ("anon 200\n", "inactive_file much\n", "what\n"):
+        (tmp_path / "memory.stat").write_text(unusable, "ascii")
+        assert memory._cgroup() == 100
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+def test_little_memory_gives_a_few_slots_that_work(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny.model("gemma3")
+    per_row = plan_memory(made, 40, 1).slot_bytes
+    budget = native.SCRATCH_BYTES + slots * per_row + per_row // 2
+    with_free(monkeypatch, int(budget / native.CACHE_SHARE))
+    requests = [
+        native.Request(prompt=tuple(range(n, n + 2 + 3 * n)), max_tokens=6, seed=n, tag=n) for n in range(7)
+    ]
+    engine = NativeEngine(made)
+    found = {done.request.tag: done.token_ids for done in engine.generate(iter(requests), longest=40)}
+    assert engine.stats()["slots"] == max(size for size in LADDER if size <= slots)
+    with_free(monkeypatch, 64 << 30)
+    wide = {
+        done.request.tag: done.token_ids
+        for done in NativeEngine(made, slots=8).generate(iter(requests), longest=40)
+    }
+    assert found == wide
+
+
+@pytest.mark.parametrize(("slots", "lanes"), [(1, 1), (2, 2), (3, 2), (4, 4)])
+def test_lanes_of_a_slot_or_two_work(slots: int, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LEAST_LANE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: lanes)
+    requests = [native.Request(prompt=(n, 5, 6), max_tokens=4, tag=n) for n in range(9)]
+    engine = NativeEngine(tiny.model("llama"), slots=slots)
+    assert len(list(engine.generate(iter(requests), longest=10))) == 9
+    assert engine.stats()["lanes"] == lanes
+    assert slots <= engine.stats()["slots"] <= slots + 1
+
+
 @pytest.mark.parametrize("free", [300 * MIB, 500 * MIB, 600 * MIB, 64 << 30])
 @pytest.mark.parametrize("longest", [10, 500, 30_000])
 def test_a_plan_stays_within_its_share(

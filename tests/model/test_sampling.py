@@ -14,6 +14,7 @@ from torch import Tensor
 from ojak.model.request import GREEDY, Sampling
 from ojak.model.sampling import (
     BLOCK,
+    BROKEN,
     CANDIDATES,
     CHUNK_ROWS,
     argmax,
@@ -348,3 +349,39 @@ def test_settings_as_a_record() -> None:
     assert GREEDY.to_dict() == {"temperature": 0.0, "top_p": 1.0}
     changed = {"temperature": 1.0, "top_p": 0.5, "top_k": 3, "banned_first": (4,)}
     assert Sampling(temperature=1.0, top_p=0.5, top_k=3, banned_first=(4,)).to_dict() == changed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [BLOCK - 1, 3 * BLOCK])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        Sampling(temperature=1.0),
+        Sampling(temperature=1.0, top_p=0.9),
+        Sampling(temperature=0.7, top_k=3),
+        Sampling(repetition_penalty=1.2),
+    ],
+)
+def test_nothing_is_drawn_where_logits_are_no_numbers(
+    sampling: Sampling, width: int, dtype: torch.dtype
+) -> None:
+    logits = random_logits(3, 5, width).to(dtype)
+    logits[1, width // 2] = float("nan")
+    logits[2] = float("-inf")
+    logits[3, width - 1] = float("inf")
+    seen = [torch.tensor([0, 1])] * 5
+
+    def drawn(rows: list[int]) -> list[int]:
+        us = torch.full((len(rows),), 0.3).double()
+        return draw(logits[rows], [sampling] * len(rows), us, [False] * len(rows), seen[: len(rows)]).tolist()
+
+    together = drawn([0, 1, 2, 3, 4])
+    assert together[1:4] == [BROKEN] * 3
+    assert [together[0], together[4]] == drawn([0, 4])
+    assert min(together[0], together[4]) >= 0
+
+
+def test_a_few_impossible_tokens_break_nothing() -> None:
+    assert draw_one([float("-inf"), 1.0], Sampling(temperature=1.0)) == 1
+    assert draw_one([float("-inf"), 1.0], GREEDY) == 1

@@ -221,3 +221,12 @@ def test_a_served_model_alone(model: Model) -> None:
     assert (served.name, served.room, served.why_no_chat) == ("tiny", 512, "")
     with pytest.raises(Refusal):
         served.prompts(5)
+
+
+def test_a_token_that_the_model_lacks_is_refused_before_it_reaches_the_engine(model: Model) -> None:
+    served = Served(NativeEngine(model, slots=1))
+    served.vocabulary = 200
+    for prompt in ("aé", [199, 200]):
+        with pytest.raises(Refusal):
+            served.prompts(prompt)
+    assert served.prompts(["a", [199]]) == [(97,), (199,)]

@@ -140,8 +140,10 @@ def test_a_row_that_could_not_be_written_is_an_error() -> None:
         queue.put(answer.jobs)
         asked = next(queue)
         assert asked
-        queue.finish(Completion(request=asked, text="", token_ids=(1, 2), finish_reason="failed"))
-        with pytest.raises(Refusal, match="could not go on after 2 tokens"):
+        queue.finish(
+            Completion(request=asked, text="", token_ids=(1, 2), finish_reason="failed", error="no numbers")
+        )
+        with pytest.raises(Refusal, match="could not go on: no numbers"):
             await asyncio.wait_for(anext(answer.batches()), 5)
 
     asyncio.run(play())
