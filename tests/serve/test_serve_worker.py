@@ -153,7 +153,7 @@ def test_the_loop_is_woken_for_many_tokens_at_once() -> None:
     async def play() -> tuple[int, int]:
         answer = Answer([request()], hears=True)
         (job,) = answer.jobs
-        thread = threading.Thread(target=lambda: [job.request.on_token(Drawn(n)) for n in range(500)])
+        thread = threading.Thread(target=lambda: [job.hear(Drawn(n)) for n in range(500)])
         thread.start()
         thread.join()
         job.end(Completion(request=job.request, text="", token_ids=(1,), finish_reason="stop"))
