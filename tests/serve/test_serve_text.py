@@ -92,7 +92,7 @@ def test_the_stop_token_is_no_text() -> None:
 
 def test_tokens_without_text_do_not_hide_what_was_before_them() -> None:
     """The first space of a text is stripped; after an id that stands for nothing, a space is not the first."""
-    b, space_a, nothing = (PIECES.backend.token_to_id(name) for name in ("b", f"{SPACE}a", "</s>"))
+    b, space_a, nothing = (PIECES.backend.get_vocab()[name] for name in ("b", f"{SPACE}a", "</s>"))
     for ids in ([b, 999, space_a], [999, space_a, 999, 999, space_a], [b, nothing, space_a]):
         sent, whole = pieces(PIECES, ids, [])
         assert "".join(sent) == whole
