@@ -33,6 +33,7 @@ STAGES = {
     "evaluate",
     "export",
     "report",
+    "serve",
     "web",
 }
 TOP = {"stages", "recipe", "cli", "__init__"}

@@ -25,7 +25,7 @@ GOLDEN = "tests/data/golden_prefixes.json"
 PARTS = (
     "cli", "recipe", "stages", "records", "artifact", "ledger", "formats", "chat", "errors", "similarity",
     "rules", "judge", "model", "engines", "corpus", "synthesize", "augment", "curate", "train", "merge",
-    "evaluate", "export", "report", "web",
+    "evaluate", "export", "report", "serve", "web",
 )  # fmt: skip
 # What a reader comes for first, in the folders that hold it.
 HEARTS = {"model": ("decoder", "generate"), "synthesize": ("magpie",)}

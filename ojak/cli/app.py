@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ojak.cli import curate, data, doctor, judge, models, pairs, push, report, run, synthesize
+from ojak.cli import curate, data, doctor, judge, models, pairs, push, report, run, serve, synthesize
 from ojak.cli.exits import Group
 from ojak.cli.terminal import write
 
@@ -50,6 +50,7 @@ app.command("export-data")(data.export_data)
 app.command("run")(run.run)
 app.add_typer(report.app, name="report")
 app.command("push")(push.push)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 

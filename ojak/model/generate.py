@@ -38,8 +38,8 @@ from ojak.model.decoder import Decoder
 from ojak.model.invariance import Invariance, check_invariance
 from ojak.model.kept import Kept, KeptContexts
 from ojak.model.prefixes import PrefixPool
-from ojak.model.request import Completion, Request
-from ojak.model.sampling import BROKEN, draw, token_logprobs, uniform
+from ojak.model.request import Completion, Drawn, Request
+from ojak.model.sampling import BROKEN, draw, likeliest, token_logprobs, uniform
 from ojak.model.tokenizer import Tokenizer
 
 FED_BY_STEPS = 8  # so few prompt tokens go through the decode steps: a tile of its own would cost more
@@ -69,6 +69,7 @@ class Slot:
         False  # whether its prompt goes through the decode steps: never decided by what shares a tile
     )
     seen: Tensor | None = None  # distinct ids so far, kept where a repetition penalty needs them
+    likeliest: tuple[tuple[int, float], ...] = ()  # before the token that is being drawn
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Generator:
         """Yields completions in the order in which they finish.
 
         `requests` may yield None: nothing is ready now, ask again once something has finished. Raises OjakError if it
-        says so while nothing is in flight.
+        says so while nothing is in flight; then it may wait for a request, as that of a server does.
         """
         working: dict[Future[list[Completion]], Lane] = {}
         more = True
@@ -400,6 +401,9 @@ class Lane:
         settings = [slot.request.sampling for slot in slots]
         drawn = draw(picked, settings, uniform(seeds, counters), first, [slot.seen for slot in slots])
         logprobs = token_logprobs(picked, drawn).tolist() if any(s.request.logprobs for s in slots) else []
+        for n, slot in enumerate(slots):
+            if slot.request.top_logprobs:
+                slot.likeliest = likeliest(picked[n], slot.request.top_logprobs)
         finished = []
         for n, (index, token) in enumerate(zip(drawing, drawn.tolist(), strict=True)):
             slot = slots[n]
@@ -427,6 +431,8 @@ class Lane:
             slot.logprobs.append(logprob)
         if slot.seen is not None:
             slot.seen = torch.unique(torch.cat([slot.seen, slot.seen.new_tensor([token])]))
+        if request.on_token and not request.on_token(Drawn(token, logprob, slot.likeliest)):
+            return "cancelled"
         if token in request.stop_ids:
             return "stop"
         if request.stop_strings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,19 @@ class Sampling:
 GREEDY = Sampling()
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token at the moment when it was drawn.
+
+    `logprob` has a meaning where the request asks for it. `likeliest` holds the `Request.top_logprobs` most probable
+    tokens with their log-probabilities, the largest first.
+    """
+
+    token_id: int
+    logprob: float = 0.0
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One text to continue. `prompt` is raw text (no template is added) or token ids.
@@ -63,6 +76,9 @@ class Request:
     it worked out for a request under the name `keep`, and begin with it on a later one that names it in `reuse`, as far
     as the two texts agree. `tag` is the caller's own and comes back untouched. The completion depends on prompt,
     sampling, seed and stops alone.
+
+    `on_token` hears each token as it is drawn, and ends the row by returning False. It is called in the engine's own
+    thread: it must be quick, and raise nothing. Only the native engine calls it.
     """
 
     prompt: Prompt
@@ -76,6 +92,8 @@ class Request:
     reuse: Hashable = None
     logprobs: bool = False
     tag: Any = None
+    top_logprobs: int = 0
+    on_token: Callable[[Drawn], bool] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -86,8 +104,8 @@ class Request:
 class Completion:
     """What a request got. `token_ids` includes the stop token, `text` does not.
 
-    `finish_reason` is "stop" (a stop id or string), "length" (`max_tokens` reached), or "failed": `error` then says why
-    it was given up, and there is no text. `logprobs` holds, for each token, its natural log-probability under the model
+    `finish_reason` is "stop" (a stop id or string), "length" (`max_tokens` reached), "cancelled" (by `on_token`), or
+    "failed": `error` then says why it was given up, and there is no text. `logprobs` holds, for each token, its natural log-probability under the model
     before any temperature or cut. An engine that does not see the ids gives their number, `completion_tokens`.
     """
 

@@ -193,6 +193,14 @@ def _floor(ranked: Tensor, weights: Tensor, total: float, sampling: Sampling) ->
     return ranked[last]
 
 
+def likeliest(logits_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` most probable tokens of one row with log p, the largest first, of the unedited logits."""
+    logits_V = logits_V.float()
+    top = logits_V.topk(min(count, len(logits_V)))
+    logprobs = top.values - torch.logsumexp(logits_V, -1)
+    return tuple(zip(top.indices.tolist(), logprobs.tolist(), strict=True))
+
+
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
     """log p(token) for each row, float32, of the unedited logits; without meaning for a BROKEN token."""
     picked = logits_NV.gather(-1, tokens_N.clamp(min=0)[:, None]).squeeze(-1).float()
