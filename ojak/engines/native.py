@@ -42,7 +42,10 @@ class MemoryPlan:
 
 
 class NativeEngine:
-    """Runs a loaded model. `slots`: rows decoded at once; by default as many as memory and hardware make worthwhile."""
+    """Runs a loaded model. `slots`: rows decoded at once; by default as many as memory and hardware make worthwhile.
+
+    `memory_share`: of the memory that it may plan with, where other engines run on the same device.
+    """
 
     capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, logprobs=True, scores=True)
 
@@ -51,6 +54,7 @@ class NativeEngine:
         self.generator: Generator | None = None
         self.plan: MemoryPlan | None = None
         self.base_bytes = 0
+        self.memory_share = 1.0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -140,13 +144,13 @@ class NativeEngine:
         else:
             self.generator.close()
             self.generator = None
-        self.plan = plan_memory(model, longest, self.slots)
+        self.plan = plan_memory(model, longest, self.slots, self.memory_share)
         generator = self._generator(self.plan.shape.slots)
         size_matters = not generator.found.sizes
         if self.slots is None and size_matters and self.plan.shape.slots > FIXED_SLOTS:
             generator.close()
             del generator
-            self.plan = plan_memory(model, longest, FIXED_SLOTS)
+            self.plan = plan_memory(model, longest, FIXED_SLOTS, self.memory_share)
             generator = self._generator(FIXED_SLOTS)
         return generator
 
@@ -165,10 +169,10 @@ class NativeEngine:
         )
 
 
-def plan_memory(model: Model, longest: int, slots: int | None = None) -> MemoryPlan:
-    """How many slots of `longest` tokens fit the free memory. Raises ResourceExhausted if not even one does."""
+def plan_memory(model: Model, longest: int, slots: int | None = None, share: float = 1.0) -> MemoryPlan:
+    """How many slots of `longest` tokens fit `share` of the free memory. Raises ResourceExhausted if not even one does."""
     config, dtype = model.config, model.dtype
-    budget = int(available_bytes(model.device) * CACHE_SHARE)
+    budget = int(available_bytes(model.device) * CACHE_SHARE * share)
     shape = CacheShape(slots=1, capacity=longest, prefix_capacity=PREFIX_ROOM)
     kept = KEPT_TOKENS * config.num_hidden_layers * entry_bytes(config, dtype)
     resizing = (

@@ -18,7 +18,7 @@ from ojak.synthesize.systems import system_text
 
 # What does not change a row that is there: a run may be continued with other values of these, and with more `rows`.
 # The engine and its model are in the identity: the served name and the template stand for an endpoint, not its address.
-ELSEWHERE = {"engine", "url", "tokenizer", "key_env"}
+ELSEWHERE = {"engine", "url", "tokenizer", "key_env", "workers", "ray_address"}
 NOT_SHAPING = {"out", "rows", "limit_tokens", "limit_minutes", "resume", "accept_license", "retry_failed"} | ELSEWHERE
 GROWING = {"max_instruction_tokens", "max_response_tokens"}  # rows cut by a smaller cap are asked again
 
@@ -31,7 +31,8 @@ class MagpieConfig(Settings):
     preset ("default", "air", "pro", "plain") or "T:P,T:P". `ban_first` and `first_temperature` are Magpie's two rules
     on an instruction's first token. Caps are in tokens. `engine` "endpoint" asks the server at `url` for its `model`;
     `tokenizer` (a name or a path) says where template and tokenizer come from, `key_env` in which environment variable
-    the key is. `retry_failed` asks rows again that failed for good. Made with a value out of range, it raises UsageError.
+    the key is. "ray" spreads either over `workers` processes, on the cluster at `ray_address`. `retry_failed` asks rows
+    again that failed for good. Made with a value out of range, it raises UsageError.
     """
 
     model: str = Field(min_length=1)
@@ -56,6 +57,8 @@ class MagpieConfig(Settings):
     url: str | None = None
     tokenizer: str | None = Field(default=None, min_length=1)
     key_env: str | None = None
+    workers: int | None = Field(default=None, ge=1, le=10_000)
+    ray_address: str | None = Field(default=None, min_length=1)
     retry_failed: bool = False
 
     @field_validator("url", mode="before")

@@ -17,9 +17,11 @@ from ojak.ledger import Ledger
 from ojak.synthesize.config import GROWING, MagpieConfig
 
 LEDGER = "ledger.sqlite"
+WORKERS = "workers"  # what the workers of the engine ray have finished, until it is in the ledger
 JUDGES = ("similarity.py", "synthesize/magpie.py", "rules")  # after a change to these, rows are judged again
 NOT_RECORDED = {
     "out", "resume", "limit_tokens", "limit_minutes", "accept_license", "retry_failed", "url", "key_env",
+    "workers", "ray_address",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from ojak.ledger import Ledger
 from ojak.synthesize.config import MagpieConfig
 from ojak.synthesize.folder import (
     LEDGER,
+    WORKERS,
     begun_caps,
     begun_settings,
     check_folder,
@@ -101,6 +102,9 @@ def load_engine(config: MagpieConfig, notify: Callable[[str], None] | None = Non
         url=config.url,
         tokenizer=config.tokenizer,
         key_env=config.key_env,
+        workers=config.workers,
+        ray_address=config.ray_address,
+        folder=Path(config.out) / WORKERS,
         accept_license=config.accept_license,
     )
     return open_engine(spec, system=config.system_text, notify=notify)
