@@ -72,9 +72,7 @@ def open_engine(
     return _native(spec, system, chat, notify)
 
 
-def _native(
-    spec: EngineSpec, system: str | None, chat: bool, notify: Callable[[str], None] | None
-) -> Engine:
+def _native(spec: EngineSpec, system: str | None, chat: bool, notify: Callable[[str], None] | None) -> Engine:
     from ojak.chat import chat_prefix
     from ojak.engines.native import NativeEngine
     from ojak.model.load import from_source, read_source
@@ -105,9 +103,7 @@ def _endpoint(
     return engine
 
 
-def _ray(
-    spec: EngineSpec, system: str | None, chat: bool, notify: Callable[[str], None] | None
-) -> Engine:
+def _ray(spec: EngineSpec, system: str | None, chat: bool, notify: Callable[[str], None] | None) -> Engine:
     from ojak.engines.ray_cluster import import_ray
     from ojak.engines.ray_engine import RayEngine
 

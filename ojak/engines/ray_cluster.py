@@ -154,7 +154,9 @@ def _not_joined(address: str | None, error: Exception) -> OjakError:
             why=why,
             fix="start it (`ray start --head`) and check the address; without --ray-address one is begun here",
         )
-    return UsageError("Ray did not start on this machine", why=why, fix="use --engine native, or see Ray's logs")
+    return UsageError(
+        "Ray did not start on this machine", why=why, fix="use --engine native, or see Ray's logs"
+    )
 
 
 @contextmanager

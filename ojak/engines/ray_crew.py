@@ -52,7 +52,12 @@ class Crew:
     """So many workers on a cluster, each with an engine from `make`, which must be picklable."""
 
     def __init__(
-        self, cluster: Cluster, make: Callable[[], Engine], count: int, ledgers: WorkerLedgers, wants_gpu: bool
+        self,
+        cluster: Cluster,
+        make: Callable[[], Engine],
+        count: int,
+        ledgers: WorkerLedgers,
+        wants_gpu: bool,
     ) -> None:
         self.cluster, self.make, self.ledgers = cluster, make, ledgers
         room = cluster.room()

@@ -24,7 +24,9 @@ from ojak.errors import OjakError
 from ojak.ledger import Ledger
 from ojak.model.request import Completion, Request
 
-LEAST_QUEUED = 8  # requests; beyond that as many as the engine works on, so that a full batch is refilled from here
+LEAST_QUEUED = (
+    8  # requests; beyond that as many as the engine works on, so that a full batch is refilled from here
+)
 PATIENCE_S = 0.05  # a call with nothing to tell returns after this
 STARVING_S = 0.005  # ... and sooner where the queue is empty and the driver may have more
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -191,7 +193,11 @@ class Worker:
         return self._ready.drawn_tokens - self._drawn_before
 
     def _generate(
-        self, feed: _Feed, completions: Iterator[Completion], path: Path | None, opened: list[OjakError | None]
+        self,
+        feed: _Feed,
+        completions: Iterator[Completion],
+        path: Path | None,
+        opened: list[OjakError | None],
     ) -> None:
         """The thread: each completion is committed before it is told. Failures are told only: they may be asked again."""
         error: OjakError | None = None

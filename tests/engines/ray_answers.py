@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ def asked(log: Path) -> Counter[int]:
 def processes(log: Path) -> Counter[int]:
     """How many requests each process was asked, by its id."""
     return Counter(pid for pid, _ in _lines(log))
+
+
+def asked_again(log: Path, killed: Iterable[int] = ()) -> set[int]:
+    """Seeds asked more than once, but for what a killed process was at: the last that it noted may not be committed."""
+    last = dict(_lines(log))
+    excused = Counter(last[process] for process in killed if process in last)
+    return {seed for seed, count in asked(log).items() if count > 1 + excused[seed]}
 
 
 def _lines(log: Path) -> list[tuple[int, int]]:
