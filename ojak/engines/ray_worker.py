@@ -199,7 +199,7 @@ class Worker:
         path: Path | None,
         opened: list[OjakError | None],
     ) -> None:
-        """The thread: each completion is committed before it is told. Failures are told only: they may be asked again."""
+        """The thread: each completion is committed before it is told; failures, which may be asked again, are not."""
         error: OjakError | None = None
         try:
             with worker_ledger(path) as ledger:
