@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ojak.engines.base import Engine
 from ojak.engines.scripted import ScriptedEngine, scripted_text
+from ojak.errors import UsageError
 from ojak.model.request import Completion, Request
 
 
@@ -32,6 +34,19 @@ class Noting(ScriptedEngine):
         done = super()._complete(request)
         os.write(self._file, f"{os.getpid()} {request.seed}\n".encode())
         return done
+
+
+def tiny_engine() -> Engine:
+    """The embedded engine with a model of a few thousand weights."""
+    import tiny
+
+    from ojak.engines.native import NativeEngine
+
+    return NativeEngine(tiny.model("llama"), slots=16)
+
+
+def refusing() -> Engine:
+    raise UsageError("this cannot be meant as it is", fix="mend it")
 
 
 def asked(log: Path) -> Counter[int]:

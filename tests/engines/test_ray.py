@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_answers import Noting, asked, asked_again, processes
+from ray_answers import Noting, asked, asked_again, processes, refusing, tiny_engine
 
 from ojak.artifact import verify
 from ojak.engines.base import Scored
@@ -282,6 +282,23 @@ def test_workers_that_keep_dying_end_the_work(tmp_path: Path, log: Path, open_ra
     assert not asked_again(log, killed)
 
 
+def test_a_model_in_two_processes_writes_what_it_writes_in_one() -> None:
+    """Sampled at temperature 1, prompts of several lengths, three times as many rows as slots; bit for bit."""
+    sampled = [
+        Request(prompt="abcdefgh"[: 1 + n % 8], max_tokens=24, sampling=Sampling(temperature=1.0), seed=n, tag=n,
+                shared_prefix="ab", logprobs=True)
+        for n in range(48)
+    ]  # fmt: skip
+    alone = told(tiny_engine().generate(iter(sampled), longest=40))
+    engine = RayEngine(tiny_engine, workers=2)
+    try:
+        assert told(engine.generate(iter(sampled), longest=40)) == alone
+        assert engine.identity == tiny_engine().identity
+        assert engine.stats()["slots"] == 32
+    finally:
+        engine.close()
+
+
 def test_the_command_begins_a_cluster_of_its_own_and_leaves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +333,3 @@ def test_an_engine_s_refusal_comes_through() -> None:
     assert refused.value.fix == "mend it"
     with pytest.raises(OjakError, match="a worker of Ray failed"):
         RayEngine(functools.partial(Noting, "/nowhere/at/all"), workers=1)
-
-
-def refusing() -> Any:
-    raise UsageError("this cannot be meant as it is", fix="mend it")

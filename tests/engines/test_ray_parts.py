@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import time
@@ -280,3 +281,27 @@ def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> N
     for stray in (EngineSpec(model="scripted", workers=2), EngineSpec(model="scripted", ray_address="auto")):
         with pytest.raises(UsageError, match="engine ray"):
             open_engine(stray)
+
+
+@pytest.mark.parametrize(("url", "inner"), [(None, "native"), ("http://127.0.0.1:1", "endpoint")])
+def test_a_worker_opens_what_would_be_opened_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str | None, inner: str
+) -> None:
+    pytest.importorskip("ray")
+    opened: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "ojak.engines.ray_engine.RayEngine", lambda make, **more: opened.update(make=make, **more)
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    spec = EngineSpec(model="m", url=url, key_env="MY_KEY", accept_license=("gemma",))
+    open_engine(
+        dataclasses.replace(spec, engine="ray", workers=3, ray_address="a:1", folder=tmp_path),
+        system="Be brief.",
+    )
+    make = opened.pop("make")
+    assert make.func is open_engine
+    here = str(tmp_path / "m") if inner == "native" else "m"  # a worker's current folder is another
+    assert make.args == (dataclasses.replace(spec, engine=inner, model=here),)
+    assert make.keywords == {"system": "Be brief.", "chat": True}
+    assert opened == {"workers": 3, "address": "a:1", "folder": tmp_path, "wants_gpu": inner == "native"}
