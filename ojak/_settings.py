@@ -36,13 +36,20 @@ class Settings(BaseModel):
                 raise WrongSettings(error, list(type(self).model_fields)) from error
 
 
+class NotShown(ValueError):
+    """A wrong value that no message repeats, such as an address with a password in it."""
+
+
 @contextmanager
-def wrong_value() -> Iterator[None]:
-    """In a validator: a UsageError becomes what pydantic takes for a wrong value, so that the value's name is told."""
+def wrong_value(*, shown: bool = True) -> Iterator[None]:
+    """In a validator: a UsageError becomes what pydantic takes for a wrong value, so that the value's name is told.
+
+    shown: the value may stand in the message.
+    """
     try:
         yield
     except UsageError as error:
-        raise ValueError(f"{error.what}; {error.fix}") from error
+        raise (ValueError if shown else NotShown)(f"{error.what}; {error.fix}") from error
 
 
 def dotted(place: Sequence[int | str]) -> str:
@@ -58,6 +65,8 @@ def explain(item: Any, name: str, fields: Sequence[str]) -> str:
         return f"{name} is missing"
     shown = re.sub(r"\s+", " ", repr(item["input"]))[:80]
     message = str(item["msg"]).removeprefix("Value error, ")
+    if isinstance(item.get("ctx", {}).get("error"), NotShown):
+        return f"{name} is refused: {message}"
     allowed = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
     close = difflib.get_close_matches(str(item["input"]), allowed, n=1)
     return f"{name} cannot be {shown}: {message}" + (f"; did you mean {close[0]!r}?" if close else "")

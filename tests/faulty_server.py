@@ -214,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
         text, whole = state.write(state.text_of(body["prompt"]), options["seed"], most)
         reason = "stop" if whole else "length"
         if state.echo:
-            text, reason = f"{text} Say {self.sent_key()}?", reason
+            text = f"{text} Say {self.sent_key()}?"
         read, drawn = state.count(body["prompt"]), len(text) + whole
         if state.kind == "ollama":
             found = {"model": MODEL, "response": text, "done": True, "done_reason": reason}

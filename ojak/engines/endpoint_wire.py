@@ -7,6 +7,7 @@ goes further.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 import time
@@ -43,6 +44,7 @@ class Wire:
         self._resolved: tuple[float, list[str]] = (0.0, [])
 
     def __enter__(self) -> Self:
+        _hush()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ojak-endpoint", daemon=True)
         self._thread.start()
@@ -225,3 +227,11 @@ class Wire:
             return ""
         plain = "".join(c if c.isprintable() else " " for c in text)
         return " ".join(plain.split())[:SHOWN]
+
+
+def _hush() -> None:
+    """Keeps the HTTP library from logging headers, which a server may fill with the key that it was sent."""
+    for name in ("httpcore2", "httpx2"):
+        logger = logging.getLogger(name)
+        if logger.getEffectiveLevel() < logging.INFO:
+            logger.setLevel(logging.INFO)

@@ -10,7 +10,7 @@ import orjson
 from pydantic import Field, field_validator
 
 from ojak._settings import Settings, wrong_value
-from ojak.engines.endpoint_url import parse_address, without_userinfo
+from ojak.engines.endpoint_url import parse_address
 from ojak.engines.open import EngineName
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
@@ -61,15 +61,10 @@ class MagpieConfig(Settings):
     ray_address: str | None = Field(default=None, min_length=1)
     retry_failed: bool = False
 
-    @field_validator("url", mode="before")
-    @classmethod
-    def _url_without_userinfo(cls, url: object) -> object:
-        return without_userinfo(url) if isinstance(url, str) else url  # no refusal may show a password
-
     @field_validator("url")
     @classmethod
     def _url_reads(cls, url: str | None) -> str | None:
-        with wrong_value():
+        with wrong_value(shown=False):  # it may hold a password
             return parse_address(url).url if url else None
 
     @field_validator("out", mode="before")

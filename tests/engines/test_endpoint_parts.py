@@ -63,7 +63,7 @@ def test_an_address_is_read(url: str, expected: str) -> None:
         "http://ho st",
         "http://host\r\nX: y",
         "http://h\u00f6st",
-        "http://host\\@other",
+        "http://host\\other",
         "http://[::1",
         "http://-host",
         "http://169.254.169.254/latest/meta-data",
