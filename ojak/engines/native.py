@@ -170,7 +170,7 @@ class NativeEngine:
 
 
 def plan_memory(model: Model, longest: int, slots: int | None = None, share: float = 1.0) -> MemoryPlan:
-    """How many slots of `longest` tokens fit `share` of the free memory. Raises ResourceExhausted if not even one does."""
+    """How many slots of `longest` tokens fit a share of the free memory; ResourceExhausted if not even one does."""
     config, dtype = model.config, model.dtype
     budget = int(available_bytes(model.device) * CACHE_SHARE * share)
     shape = CacheShape(slots=1, capacity=longest, prefix_capacity=PREFIX_ROOM)
