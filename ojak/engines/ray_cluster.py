@@ -129,7 +129,7 @@ def _tamed(*, alone: bool) -> Iterator[None]:
     cluster for this machine alone listens on the loopback address only."""
     from ray._private import ray_constants, worker
 
-    wanted = [(worker, "listen_error_messages", _silent)]
+    wanted: list[tuple[Any, str, Any]] = [(worker, "listen_error_messages", _silent)]
     if alone:
         wanted.append((ray_constants, "ENABLE_RAY_CLUSTER", False))
     before = [(place, name, getattr(place, name)) for place, name, _ in wanted if hasattr(place, name)]

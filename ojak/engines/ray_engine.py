@@ -69,12 +69,9 @@ class RayEngine:
         except BaseException:
             self.close()
             raise
+        self.capabilities: Capabilities = self._facts.capabilities
         self._ask = lru_cache(REMEMBERED)(self._crew.ask)
         self._told: list[dict[str, Any]] = []
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._facts.capabilities
 
     @property
     def identity(self) -> dict[str, Any]:

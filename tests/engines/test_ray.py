@@ -185,8 +185,8 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, log: Path, open_ray: Op
     victims: list[int] = []
 
     class Killer:
-        def update(self, progress: Any) -> None:
-            if progress.rows_done == 40 and not victims:
+        def update(self, state: Any) -> None:
+            if state.rows_done == 40 and not victims:
                 victims.append(processes(log).most_common(1)[0][0])
                 os.kill(victims[0], signal.SIGKILL)
 
@@ -259,17 +259,6 @@ def test_work_that_is_left_goes_on_from_the_ledgers(tmp_path: Path, log: Path, o
     }.items()
     assert not asked_again(log, killed)
     assert engine.stats()["recalled"] >= 18
-
-
-def test_a_longer_cap_asks_only_what_was_cut(tmp_path: Path, log: Path, open_ray: Open) -> None:
-    engine = open_ray(log, tmp_path / "w")
-    begun = engine.generate(iter([*requests(4), *[Request(prompt="x", max_tokens=2, seed=99)]]), longest=100)
-    for _ in range(5):
-        next(begun)
-    begun.close()  # type: ignore[attr-defined]
-    again = [*requests(4), Request(prompt="x", max_tokens=50, seed=99)]
-    assert len(list(engine.generate(iter(again), longest=100))) == 5
-    assert asked(log) == {0: 1, 1: 1, 2: 1, 3: 1, 99: 2}
 
 
 def test_workers_that_keep_dying_end_the_work(tmp_path: Path, log: Path, open_ray: Open) -> None:
