@@ -4,7 +4,7 @@ errors, records                              nothing of ours
 _private modules                             those, and each other
 artifact, ledger, chat, similarity, rules    those; formats: artifact, too; similarity: model, whose hub has embedders
 model                                        errors and private modules
-engines                                      model, chat, and what those may
+engines                                      model, chat, ledger, and what those may
 judge                                        engines, rules, and what those may
 corpus ... web (the stages' folders)         anything above, never each other
 stages, recipe, cli, __init__                anything
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "formats": GROUND | {PRIVATE, "artifact"},
     "similarity": GROUND | {PRIVATE, "model"},  # an embedder is found as every model is
     "model": {"errors", PRIVATE},
-    "engines": GROUND | {PRIVATE, "model", "chat"},
+    "engines": GROUND | {PRIVATE, "model", "chat", "ledger"},
     "judge": GROUND | {PRIVATE, "model", "chat", "engines", "rules"},
     **{part: BELOW_STAGES for part in STAGES},
     **{part: BELOW_STAGES | STAGES | TOP for part in TOP},

@@ -65,6 +65,12 @@ def magpie(
     key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Where the server's key is; default: OJAK_ENDPOINT_KEY.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of --engine ray, each with the model (docs/ray.md).")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT|auto", help="The Ray cluster; default: one on this machine.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask rows again that failed for good.")] = False,
     accept_license: AcceptLicense = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
@@ -85,7 +91,8 @@ def magpie(
         max_instruction_tokens=max_instruction_tokens, max_response_tokens=max_response_tokens,
         max_total_tokens=max_total_tokens,
         limit_tokens=limit_tokens, limit_minutes=limit_minutes, resume=resume,
-        engine=engine, url=url, tokenizer=tokenizer, key_env=key_env, retry_failed=retry_failed,
+        engine=engine, url=url, tokenizer=tokenizer, key_env=key_env, workers=workers, ray_address=ray_address,
+        retry_failed=retry_failed,
         accept_license=tuple(accept_license or ()),
     )  # fmt: skip
     if dry_run:

@@ -48,6 +48,11 @@ class Engine(Protocol):
         """Texts of the tokens that must not stand in what a person says."""
         ...
 
+    @property
+    def context_tokens(self) -> int | None:
+        """The most tokens that prompt and completion may take together; None where nobody knows."""
+        ...
+
     def chat_prefix(self, system: str | None = None, *, turns: int = 1) -> ChatPrefix:
         """The text around a user's turn, and around those of conversations of up to `turns` turns of a user.
 

@@ -33,6 +33,8 @@ CONTEXT_STEP = 1024  # Ollama loads a model anew for every other length
 class EndpointEngine:
     """The model `model` of the server at `url`; made only after the probe (`open`), so that it can do what it says."""
 
+    context_tokens: int | None = None
+
     def __init__(self, url: str, key: Key, found: Found, policy: Policy) -> None:
         self._address, self._key, self._policy, self.found = parse_address(url), key, policy, found
         self.capabilities = Capabilities(

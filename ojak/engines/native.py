@@ -43,7 +43,10 @@ class MemoryPlan:
 
 
 class NativeEngine:
-    """Runs a loaded model. `slots`: rows decoded at once; by default as many as memory and hardware make worthwhile."""
+    """Runs a loaded model. `slots`: rows decoded at once; by default as many as memory and hardware make worthwhile.
+
+    `memory_share`: of the memory that it may plan with, where other engines run on the same device.
+    """
 
     capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, logprobs=True, scores=True)
 
@@ -53,6 +56,7 @@ class NativeEngine:
         self.plan: MemoryPlan | None = None
         self.base_bytes = 0
         self._last_prompt: tuple[str | None, list[int]] = (None, [])
+        self.memory_share = 1.0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -69,7 +73,7 @@ class NativeEngine:
         return tuple(self.model.tokenizer.special_tokens)
 
     @property
-    def context_tokens(self) -> int:
+    def context_tokens(self) -> int | None:
         """The most tokens of prompt and completion together that the model was made for."""
         return self.model.config.max_position_embeddings
 
@@ -159,13 +163,13 @@ class NativeEngine:
         else:
             self.generator.close()
             self.generator = None
-        self.plan = plan_memory(model, longest, self.slots)
+        self.plan = plan_memory(model, longest, self.slots, self.memory_share)
         generator = self._generator(self.plan.shape.slots)
         size_matters = not generator.found.sizes
         if self.slots is None and size_matters and self.plan.shape.slots > FIXED_SLOTS:
             generator.close()
             del generator
-            self.plan = plan_memory(model, longest, FIXED_SLOTS)
+            self.plan = plan_memory(model, longest, FIXED_SLOTS, self.memory_share)
             generator = self._generator(FIXED_SLOTS)
         return generator
 
@@ -184,10 +188,10 @@ class NativeEngine:
         )
 
 
-def plan_memory(model: Model, longest: int, slots: int | None = None) -> MemoryPlan:
-    """How many slots of `longest` tokens fit the free memory. Raises ResourceExhausted if not even one does."""
+def plan_memory(model: Model, longest: int, slots: int | None = None, share: float = 1.0) -> MemoryPlan:
+    """How many slots of `longest` tokens fit a share of the free memory; ResourceExhausted if not even one does."""
     config, dtype = model.config, model.dtype
-    budget = int(available_bytes(model.device) * CACHE_SHARE)
+    budget = int(available_bytes(model.device) * CACHE_SHARE * share)
     shape = CacheShape(slots=1, capacity=longest, prefix_capacity=PREFIX_ROOM)
     kept = KEPT_TOKENS * config.num_hidden_layers * entry_bytes(config, dtype)
     resizing = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from ojak.engines.base import Engine
@@ -19,6 +21,9 @@ class EngineSpec:
     `model` "scripted" is the scripted engine, whatever `engine` says. `url` is the address of an endpoint, `tokenizer`
     where its template and tokenizer come from (None: the model's name, then the server), `key_env` the environment
     variable with its key (None: OJAK_ENDPOINT_KEY).
+
+    Engine "ray" runs the same in `workers` processes: the model itself, or the endpoint if there is a `url`.
+    `ray_address` is that of a cluster, None for one on this machine; `folder` is where workers keep what they finish.
     """
 
     model: str
@@ -27,6 +32,9 @@ class EngineSpec:
     tokenizer: str | None = None
     key_env: str | None = None
     accept_license: tuple[str, ...] = ()
+    workers: int | None = None
+    ray_address: str | None = None
+    folder: Path | None = None
 
 
 def open_engine(
@@ -43,6 +51,12 @@ def open_engine(
     Raises InputRefused, before any weights are read, for a model without one; UsageError for settings that another
     engine takes; EngineUnavailable for an endpoint that does not answer.
     """
+    if spec.engine == "ray":
+        return _ray(spec, system, turns, chat, notify)
+    if spec.workers or spec.ray_address:
+        raise UsageError(
+            "workers and ray_address are settings of the engine ray", fix="add engine ray, or leave them out"
+        )
     if spec.model == "scripted" or spec.engine == "scripted":
         from ojak.engines.scripted import ScriptedEngine
 
@@ -50,7 +64,7 @@ def open_engine(
     if spec.engine == "endpoint":
         return _endpoint(spec, system, turns, chat, notify)
     if spec.engine != "native":
-        raise UsageError(f"there is no engine {spec.engine!r} here", fix="use native, endpoint or scripted")
+        raise UsageError(f"there is no engine {spec.engine!r}", fix="use native, endpoint, ray or scripted")
     if spec.url or spec.tokenizer or spec.key_env:
         raise UsageError(
             "url, tokenizer and key_env are settings of an endpoint",
@@ -91,3 +105,28 @@ def _endpoint(
     if chat:
         engine.chat_prefix(system, turns=turns)
     return engine
+
+
+def _ray(
+    spec: EngineSpec, system: str | None, turns: int, chat: bool, notify: Callable[[str], None] | None
+) -> Engine:
+    from ojak.engines.ray_cluster import import_ray
+    from ojak.engines.ray_engine import RayEngine
+
+    import_ray()  # said before anything is fetched
+    inner = replace(
+        spec, engine="endpoint" if spec.url else "native", workers=None, ray_address=None, folder=None
+    )
+    runs_model = inner.engine == "native" and inner.model != "scripted"
+    if runs_model:
+        from ojak.model.hub import find
+
+        path = find(spec.model, accept_license=spec.accept_license, notify=notify)
+        inner = replace(inner, model=str(path.absolute()) if Path(spec.model).exists() else spec.model)
+    return RayEngine(
+        partial(open_engine, inner, system=system, turns=turns, chat=chat),
+        workers=spec.workers,
+        address=spec.ray_address,
+        folder=spec.folder,
+        wants_gpu=runs_model,
+    )

@@ -51,6 +51,8 @@ class ScriptedEngine:
 
     capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, scores=True)
 
+    context_tokens: int | None = None
+
     def __init__(
         self, answers: Answer | Iterable[str] | None = None, *, slots: int = 8, shuffle_seed: int = 0
     ) -> None:

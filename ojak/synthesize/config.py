@@ -25,7 +25,8 @@ class RunConfig(Settings):
     """What every run of requests is told, whatever it makes.
 
     `engine` "endpoint" asks the server at `url` for its `model`; `tokenizer` (a name or a path) says where template and
-    tokenizer come from, `key_env` in which environment variable the key is. `retry_failed` asks rows again that failed
+    tokenizer come from, `key_env` in which environment variable the key is. "ray" spreads either over `workers`
+    processes, on the cluster at `ray_address`. `retry_failed` asks rows again that failed
     for good.
 
     `not_shaping`: what does not change a row that is there: a run may be continued with other values of these.
@@ -44,6 +45,8 @@ class RunConfig(Settings):
             "retry_failed",
             "url",
             "key_env",
+            "workers",
+            "ray_address",
         }
     )
     # The engine and its model are in the identity: the served name and the template stand for an endpoint.
@@ -62,6 +65,8 @@ class RunConfig(Settings):
     url: str | None = None
     tokenizer: str | None = Field(default=None, min_length=1)
     key_env: str | None = None
+    workers: int | None = Field(default=None, ge=1, le=10_000)
+    ray_address: str | None = Field(default=None, min_length=1)
     retry_failed: bool = False
 
     @field_validator("url")

@@ -17,6 +17,7 @@ from ojak.ledger import Ledger
 from ojak.synthesize.config import RunConfig
 
 LEDGER = "ledger.sqlite"
+WORKERS = "workers"  # what the workers of the engine ray have finished, until it is in the ledger
 
 
 def check_folder(config: RunConfig, out: Path) -> None:

@@ -255,7 +255,7 @@ class MagpieRun(Asking):
 
     def _room(self) -> int:
         """The most tokens of a conversation with several turns: the setting, or less if the model takes less."""
-        context: int | None = getattr(self.engine, "context_tokens", None)
+        context = self.engine.context_tokens
         most = self.config.max_total_tokens
         return min(most, context) if context else most
 

@@ -230,7 +230,7 @@ def look_at_model(config: MagpieConfig) -> Files:
     """What can be said of the model from this machine alone. Raises UsageError for a name that nobody knows."""
     if config.model == "scripted" or config.engine == "scripted":
         return Files(_scripted_identity(), weights=0, multiplied=0, download_bytes=0)
-    if config.engine != "native":  # a server is not asked before the run; its model is nothing to fetch
+    if config.engine == "endpoint" or config.url:  # a server is not asked before the run
         return Files(download_bytes=0)
     path, files = _find(config)
     if path is None or files.refused:

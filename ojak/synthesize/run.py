@@ -24,6 +24,7 @@ from ojak.synthesize.asking import Asking, Step
 from ojak.synthesize.config import MagpieConfig, RunConfig
 from ojak.synthesize.folder import (
     LEDGER,
+    WORKERS,
     begun_caps,
     begun_settings,
     check_folder,
@@ -122,6 +123,9 @@ def load_engine(config: RunConfig, notify: Callable[[str], None] | None = None) 
         url=config.url,
         tokenizer=config.tokenizer,
         key_env=config.key_env,
+        workers=config.workers,
+        ray_address=config.ray_address,
+        folder=Path(config.out) / WORKERS,
         accept_license=config.accept_license,
     )
     return open_engine(spec, system=config.system_text, turns=config.most_turns, notify=notify)
