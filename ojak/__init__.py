@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from ojak._api import chat_prefix
     from ojak.artifact import Artifact, publish, read, verify
     from ojak.chat import ChatPrefix
-    from ojak.curate.pairs import PairsConfig, make_pairs
     from ojak.curate.config import CurateConfig
     from ojak.curate.explain import explain_row
+    from ojak.curate.pairs import PairsConfig, make_pairs
     from ojak.curate.run import curate_data
     from ojak.curate.split import SplitConfig, split
     from ojak.engines.native import generate

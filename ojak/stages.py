@@ -256,7 +256,7 @@ STAGES: tuple[Stage, ...] = (
         writes="conversations with tags and scores, and dropped rows with the first reason",
         settings=_curate_settings,
         run=curate,
-        code=("curate", "rules", "_recipe_yaml.py"),
+        code=("curate", "rules", "judge", "similarity", "_grams.py", "_recipe_yaml.py"),
         inherits={"model": ("pull", "model")},
     ),
     Stage(

@@ -60,7 +60,22 @@ def test_bare_shows_a_quick_start() -> None:
 def test_help_begins_with_examples_and_lists_verbs_in_flow_order() -> None:
     shown = ojak("--help").stdout
     assert shown.index("ojak run recipes/quickstart.yaml") < shown.index("--version")
-    verbs = ["models", "synthesize", "judge", "curate", "explain", "pairs", "verify", "show", "export-data", "run", "report", "push", "serve", "doctor"]
+    verbs = [
+        "models",
+        "synthesize",
+        "judge",
+        "curate",
+        "explain",
+        "pairs",
+        "verify",
+        "show",
+        "export-data",
+        "run",
+        "report",
+        "push",
+        "serve",
+        "doctor",
+    ]
     places = [shown.index(f"│ {verb} ") for verb in verbs]
     assert places == sorted(places)
 

@@ -166,7 +166,9 @@ def test_curate_comes_between(tmp_path: Path) -> None:
     inputs = {"magpie": source.path, "curate": tmp_path / "curate"}
     job = Job(SplitConfig(test=5), tmp_path / "split", inputs)
     assert stages.split(job).facts == {"train": 10, "test": 5}
-    outcome = stages.report(Job(BY_NAME["report"].settings()(), tmp_path / "report", {**inputs, "split": job.out}))
+    outcome = stages.report(
+        Job(BY_NAME["report"].settings()(), tmp_path / "report", {**inputs, "split": job.out})
+    )
     assert Path(outcome.facts["page"]).is_file()
 
 

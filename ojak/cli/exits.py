@@ -18,7 +18,10 @@ from typer.exceptions import TyperException
 
 from ojak.errors import OjakError, ResourceExhausted, Stopped, UsageError, is_disk_full
 
-VERBS = ("models", "synthesize", "judge", "curate", "explain", "pairs", "verify", "show", "export-data", "run", "report", "push", "serve", "doctor")
+VERBS = (
+    "models", "synthesize", "judge", "curate", "explain", "pairs", "verify", "show", "export-data", "run", "report",
+    "push", "serve", "doctor",
+)  # fmt: skip
 OUT_OF_MEMORY = (
     "MemoryError",
     "OutOfMemoryError",

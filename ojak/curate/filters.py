@@ -14,12 +14,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ojak._settings import Settings
 from ojak.curate.view import View
+from ojak.judge.labels import DIFFICULTY, INPUT_QUALITY
 
-# From worst to best, as in the paper's prompts (Xu et al. 2024, appendix).
-ORDERED_TAGS: Mapping[str, tuple[str, ...]] = {
-    "difficulty": ("very easy", "easy", "medium", "hard", "very hard"),
-    "input_quality": ("very poor", "poor", "average", "good", "excellent"),
-}
+ORDERED_TAGS: Mapping[str, tuple[str, ...]] = {"difficulty": DIFFICULTY, "input_quality": INPUT_QUALITY}
 LIBRARY_TAGS = {"language", "safety"}  # set by a library and by rules, not by a judge
 JUDGED_SCORES = {"reward", "reward_difference", "judge_score"}
 MOST = 1e300  # of a score; NaN compares as neither

@@ -28,7 +28,7 @@ from ojak.curate.filters import is_judged
 from ojak.curate.pick import pick
 from ojak.curate.recipe import FilterRecipe
 from ojak.curate.shards import Shards, Survey
-from ojak.curate.trust import not_applied
+from ojak.curate.trust import calibrations, not_applied
 from ojak.curate.view import NOTES, View
 from ojak.engines.base import Engine
 from ojak.engines.open import EngineSpec, open_engine
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 KIND = "curate"
 PEEK_ROWS = 64
 BUCKET_ROWS = 16_384  # rows that are shuffled together in memory
-CODE = ("curate", "rules")
+CODE = ("curate", "rules", "judge", "similarity", "_grams.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,9 @@ def curate_data(
             config=_settings(config, recipe),
             inputs=[origin.artifact or origin.path],
             counts={"rows": len(shards)},
-            stats=_stats(found, recipe, skipped, annotators, order, time.perf_counter() - began),
+            stats=_stats(
+                found, recipe, skipped, annotators, order, time.perf_counter() - began, shards.survey
+            ),
         )
         shards.remove()
     return artifact
@@ -219,12 +221,14 @@ def _stats(
     annotators: Annotators,
     order: NDArray[np.int64],
     seconds: float,
+    survey: Survey,
 ) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "funnel": found.funnel,
         "not_applied": dict(skipped),
         "annotators": [annotator.identity for annotator in annotators.open],
+        "calibrations": calibrations(survey),
         # Picking the longest answers is a preference for length: said beside every selection.
         "response_chars": {"in": _quantiles(found.length), "kept": _quantiles(found.length[order])},
         "seconds": round(seconds, 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from ojak.curate.filters import EMBEDDED, is_judged
 from ojak.curate.recipe import QUOTAS, FilterRecipe
@@ -32,6 +33,15 @@ def not_applied(
         if reason:
             found[name] = reason
     return found
+
+
+def calibrations(survey: Survey) -> list[dict[str, Any]]:
+    """What is known of the judges whose tags and scores the rows carry, as JSON values; none for those never measured."""
+    makers = {maker for need, found in survey.makers.items() if is_judged(need) for maker in found}
+    from ojak.judge import load_calibration
+
+    found = (load_calibration(json.loads(maker)) for maker in sorted(makers - {UNKNOWN}))
+    return [calibration.to_dict() for calibration in found if calibration]
 
 
 def _lacking(need: str, survey: Survey, absent: Mapping[str, str], most: float) -> str:

@@ -105,8 +105,9 @@ class Completion:
     """What a request got. `token_ids` includes the stop token, `text` does not.
 
     `finish_reason` is "stop" (a stop id or string), "length" (`max_tokens` reached), "cancelled" (by `on_token`), or
-    "failed": `error` then says why it was given up, and there is no text. `logprobs` holds, for each token, its natural log-probability under the model
-    before any temperature or cut. An engine that does not see the ids gives their number, `completion_tokens`.
+    "failed": `error` then says why it was given up, and there is no text. `logprobs` holds, for each token, its natural
+    log-probability under the model before any temperature or cut. An engine that does not see the ids gives their
+    number, `completion_tokens`.
     """
 
     request: Request

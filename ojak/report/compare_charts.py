@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from ojak.judge.labels import LABELS
 from ojak.report.charts import (
     BOTTOM,
     HEAT_LEVELS,
@@ -33,11 +34,7 @@ TOP = 12
 PANEL = 520
 DISTANCE_BINS = 25
 MOST_CATEGORIES = 14
-# From the worst to the best and from the easiest to the hardest, as Magpie has them (arXiv 2406.08464).
-ORDERED = {
-    "input_quality": ("very poor", "poor", "average", "good", "excellent"),
-    "difficulty": ("very easy", "easy", "medium", "hard", "very hard"),
-}
+ORDERED = ("input_quality", "difficulty")  # tags whose labels go from the worst to the best
 
 
 @dataclass(slots=True)
@@ -231,7 +228,7 @@ def label_bars(name: str, labels: Sequence[Mapping[str, int]]) -> list[LabelBar]
         folded = Counter[str]()
         for label, rows in counts.items():
             folded[label.casefold()] += rows
-        known = [(label, folded[label]) for label in ORDERED[name]]
+        known = [(label, folded[label]) for label in LABELS[name]]
         total = sum(rows for _, rows in known)
         if total:
             found.append(_label_bar(index, known, total, folded.total() - total))

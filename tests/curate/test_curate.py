@@ -524,7 +524,6 @@ def test_the_summary(tmp_path: Path) -> None:
 STREAM = """
 import json, random, resource, sys
 from pathlib import Path
-import conftest
 from ojak.artifact import publish
 from ojak.curate.config import CurateConfig
 from ojak.curate.run import curate_data
