@@ -67,15 +67,14 @@ class _Cells:
                 yield positions, others, products
 
     def nearest(self, asking: Rows) -> tuple[Cosines, Rows]:
-        """([asking] the largest cosine, the first row that has it); NOTHING and -1 where there is none."""
+        """([asking] the largest cosine, a row that has it); NOTHING and -1 where there is none."""
         import numpy as np
 
         best = np.full(len(asking), NOTHING, dtype=np.float32)
         index = np.full(len(asking), -1, dtype=np.int64)
         for positions, others, products in self.compared(asking):
             top, found = products.max(axis=1), others[products.argmax(axis=1)]
-            tie = (top == best[positions]) & (found < index[positions])
-            better = (top > best[positions]) | tie
+            better = top > best[positions]
             best[positions[better]], index[positions[better]] = top[better], found[better]
         return best, index
 

@@ -102,6 +102,11 @@ def test_grams_of_many_texts_are_those_of_the_strings(texts: list[str], size: in
         assert len(set(named.values())) == len(named)
 
 
+def test_words_of_the_same_letters_differ() -> None:
+    values, _ = words_of(["listen silent", "tinsel", "aab aba"])
+    assert len(set(values.tolist())) == 5
+
+
 def test_signs_of_scripts_without_spaces_are_words() -> None:
     values, counts = words_of(["北京abc大 x", "", "北"])
     assert counts.tolist() == [5, 0, 1]
