@@ -188,6 +188,8 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, log: Path, open_ray: Op
         def update(self, state: Any) -> None:
             if state.rows_done == 40 and not victims:
                 victims.append(processes(log).most_common(1)[0][0])
+                before = processes(log)[victims[0]]
+                until(lambda: processes(log)[victims[0]] >= before + 4)  # finished, and not yet told
                 os.kill(victims[0], signal.SIGKILL)
 
     artifact = synthesize_magpie(config(out, 150), engine=engine, progress=Killer())
@@ -195,6 +197,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, log: Path, open_ray: Op
     assert data(artifact) == whole
     assert not asked_again(log, victims), "a finished request was asked again"
     assert artifact.stats["engine"]["deaths"] == 1
+    assert artifact.stats["engine"]["recalled"] >= 3
     assert len(processes(log)) >= 2, "with one worker, another took its place"
     assert sorted(item.name for item in out.iterdir() if not item.name.startswith(".")) == [
         "README.md", "data", LEDGER, "manifest.json", "rejected",
