@@ -52,7 +52,9 @@ def write_tokenizer(folder: Path, *, bos: bool = False, template: str = CHATML) 
     if bos:
         config["bos_token"] = "<s>"
         backend.post_processor = tokenizers.processors.TemplateProcessing(  # type: ignore[misc]
-            single=["<s>", "$A"], pair=["<s>", "$A", "<s>", "$B"], special_tokens=[("<s>", backend.token_to_id("<s>"))]
+            single=["<s>", "$A"],
+            pair=["<s>", "$A", "<s>", "$B"],
+            special_tokens=[("<s>", backend.token_to_id("<s>"))],
         )
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
@@ -88,7 +90,9 @@ class FaultyServer:
         self.gives_usage, self.chat_only, self.key, self.echo = gives_usage, chat_only, key, echo
         self.seed, self.dies_after = seed, dies_after
         self.rows = {
-            fold(row_seed(0, row, part, 0)): (row, part) for row in range(rows) for part in ("instruction", "response")
+            fold(row_seed(0, row, part, 0)): (row, part)
+            for row in range(rows)
+            for part in ("instruction", "response")
         }
         self.requests: Counter[Tag] = Counter()
         self.answered: Counter[Tag] = Counter()
@@ -156,7 +160,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         answers: dict[str, Any] = {"/v1/models": {"data": [{"id": MODEL, "owned_by": state.kind}]}}
         if state.kind == "ollama":
-            answers |= {"/api/version": {"version": "0.34.3"}, "/api/tags": {"models": [{"name": MODEL + ":latest"}]}}
+            answers |= {
+                "/api/version": {"version": "0.34.3"},
+                "/api/tags": {"models": [{"name": MODEL + ":latest"}]},
+            }
         if state.kind == "llama.cpp":
             told = {"chat_template": CHATML, "bos_token": "", "eos_token": "<|im_end|>", "total_slots": 2}
             answers["/props"] = told | {"default_generation_settings": {"n_ctx": 4096}, "build_info": "b1"}
@@ -258,7 +265,9 @@ class Handler(BaseHTTPRequestHandler):
 
 def status(code: int, **headers: str) -> Fault:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda handler: handler.reply(code, {"error": {"message": f"no, says {handler.sent_key()}"}}, **named)
+    return lambda handler: handler.reply(
+        code, {"error": {"message": f"no, says {handler.sent_key()}"}}, **named
+    )
 
 
 def retry_at(handler: Handler) -> None:
@@ -298,7 +307,7 @@ def reset_mid_body(handler: Handler) -> None:
 
 def chunks_that_end(handler: Handler) -> None:
     handler.wfile.write(
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"cho\r\n"
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho\r\n'
     )
     handler.close_connection = True
 
@@ -307,7 +316,9 @@ def drip(handler: Handler) -> None:
     """A byte now and then, without end."""
     handler.close_connection = True
     with contextlib.suppress(OSError):
-        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n")
+        handler.wfile.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n"
+        )
         while not handler.server_state.released.wait(0.05):
             handler.wfile.write(b" ")
 

@@ -1,1 +1,1 @@
-"""Engines: text in, text out, one protocol. `native` is ojak's own decoder; `scripted` needs no model at all."""
+"""Engines: text in, text out, one protocol. `native` is the own decoder, `endpoint` a server, `scripted` no model."""

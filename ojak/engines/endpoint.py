@@ -78,7 +78,9 @@ class EndpointEngine:
     @property
     def identity(self) -> dict[str, Any]:
         """A server does not show its weights: the name it serves and the chat template stand for them."""
-        template = hashlib.sha256((self.found.texts.template or "").encode("utf-8", "surrogatepass")).hexdigest()
+        template = hashlib.sha256(
+            (self.found.texts.template or "").encode("utf-8", "surrogatepass")
+        ).hexdigest()
         named = f"endpoint\0{self.found.model}\0{template}".encode("utf-8", "surrogatepass")
         return {
             "engine": "endpoint",
@@ -130,7 +132,9 @@ class EndpointEngine:
 
     def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
         """Raises UsageError: endpoints draw, they do not read (`capabilities.scores` is off)."""
-        raise UsageError("an endpoint does not give the probabilities of a given text", fix="use a local model")
+        raise UsageError(
+            "an endpoint does not give the probabilities of a given text", fix="use a local model"
+        )
 
     def provenance(self) -> dict[str, Any]:
         return {"license": None, "quantization": None}

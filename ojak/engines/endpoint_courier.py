@@ -10,6 +10,7 @@ import asyncio
 import queue
 import time
 from collections import Counter
+from concurrent.futures import Future
 
 from ojak.engines.endpoint_dialects import Answer, Prompt, body_of, path_of, read_answer
 from ojak.engines.endpoint_probe import Found, is_up, unavailable
@@ -44,7 +45,7 @@ class Courier:
     def send(self, request: Request, prompt: Prompt) -> None:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        self.wire.submit(self._deliver(request, prompt))
+        self.wire.submit(self._complete(request, prompt)).add_done_callback(self._arrived)
 
     def wait(self, seconds: float) -> Completion | None:
         """The next completion, None if there is none in time. Raises EngineUnavailable when the server is gone."""
@@ -57,13 +58,9 @@ class Courier:
         self.in_flight -= 1
         return done
 
-    async def _deliver(self, request: Request, prompt: Prompt) -> None:
-        try:
-            self._done.put(await self._complete(request, prompt))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self._done.put(error)
+    def _arrived(self, delivery: Future[Completion]) -> None:
+        if not delivery.cancelled():
+            self._done.put(delivery.exception() or delivery.result())
 
     async def _complete(self, request: Request, prompt: Prompt) -> Completion:
         found, asked = self.found, 0.0

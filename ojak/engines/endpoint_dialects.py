@@ -68,14 +68,18 @@ def body_of(
     }
     if request.logprobs:
         body["logprobs"] = 1
-    body |= {"vllm": _vllm, "sglang": _vllm, "llama.cpp": _llama_cpp, "openai": _openai}[server](request, stops)
+    body |= {"vllm": _vllm, "sglang": _vllm, "llama.cpp": _llama_cpp, "openai": _openai}[server](
+        request, stops
+    )
     return {name: value for name, value in body.items() if value != []}
 
 
 def _openai(request: Request, stops: Sequence[str]) -> dict[str, Any]:
     plain, sampling = Sampling(), request.sampling
     names = ("top_k", "min_p", "repetition_penalty")
-    more = {name: getattr(sampling, name) for name in names if getattr(sampling, name) != getattr(plain, name)}
+    more = {
+        name: getattr(sampling, name) for name in names if getattr(sampling, name) != getattr(plain, name)
+    }
     return {"stop": list(stops)[:MOST_STOPS], **more}
 
 
@@ -134,7 +138,12 @@ def read_answer(server: Server, found: Any, stops: Sequence[str]) -> Answer:
         return answer
     # A server that leaves the stop text in, or that does not know it as one.
     return Answer(
-        answer.text[: min(ends)], "stop", None, answer.completion_tokens, answer.prompt_tokens, answer.logprobs
+        answer.text[: min(ends)],
+        "stop",
+        None,
+        answer.completion_tokens,
+        answer.prompt_tokens,
+        answer.logprobs,
     )
 
 
@@ -197,5 +206,9 @@ def _logprobs(found: Any) -> tuple[float, ...] | None:
     if not isinstance(values, list):
         return None
     numbers = [item.get("logprob") if isinstance(item, dict) else item for item in values]
-    fine = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers)
-    return tuple(float(x) for x in numbers) if fine else None
+    fine = [
+        float(x)
+        for x in numbers
+        if isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    ]
+    return tuple(fine) if len(fine) == len(numbers) else None

@@ -12,7 +12,9 @@ from ojak.engines.endpoint_url import VARIABLE, Address, parse_address
 from ojak.errors import UsageError
 
 DEFAULT_VARIABLE = "OJAK_ENDPOINT_KEY"
-SENDABLE = re.compile(r"[\x21-\x7e]{1,8192}")  # a header's value: a line break in it would forge another header
+SENDABLE = re.compile(
+    r"[\x21-\x7e]{1,8192}"
+)  # a header's value: a line break in it would forge another header
 LEAST_SECRET = 8  # characters; shorter ones ("EMPTY", "ollama") are placeholders that stand in ordinary text
 
 
@@ -65,10 +67,14 @@ class Key:
                 raise UsageError(f"there is no key in {name}", fix=f"export {name}=...")
             return cls()
         if not SENDABLE.fullmatch(value):
-            raise UsageError(f"what is in {name} cannot be a key", why="it holds blanks, line breaks or other signs")
+            raise UsageError(
+                f"what is in {name} cannot be a key", why="it holds blanks, line breaks or other signs"
+            )
         origin = os.environ.get(f"{name}_ORIGIN", "").strip()
         if origin and parse_address(origin).origin != address.origin:
-            return cls(variable=name, withheld=f"the key in {name} was not sent: {name}_ORIGIN names another origin")
+            return cls(
+                variable=name, withheld=f"the key in {name} was not sent: {name}_ORIGIN names another origin"
+            )
         if not origin and not address.is_loopback:
             raise UsageError(
                 f"a key is in {name}, but not for whom",

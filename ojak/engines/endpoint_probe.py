@@ -26,9 +26,11 @@ NO_ROUTE = frozenset({404, 405, 501})
 MOST_SHOWN = 8  # names of models in a refusal
 SEED_TRIES = 3
 DRAWN = Sampling(temperature=1.0)
-OWNERS: Mapping[str, Server] = {"vllm": "vllm", "sglang": "sglang"}
+OWNERS: dict[str, Server] = {"vllm": "vllm", "sglang": "sglang"}
 T = TypeVar("T")
-LOCAL = "use a local model, or a server with /v1/completions (vLLM, SGLang, llama.cpp) or Ollama's /api/generate"
+LOCAL = (
+    "use a local model, or a server with /v1/completions (vLLM, SGLang, llama.cpp) or Ollama's /api/generate"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,11 @@ class Prober:
         entries = _objects(models, "data")
         server, version, props = await self._program(entries)
         if server == "ollama":
-            entries = [{"id": entry.get("name")} for entry in _objects(await self._get("/api/tags"), "models")]
-        model = self._served([e["id"] for e in entries if isinstance(e.get("id"), str)], server)
+            entries = [
+                {"id": entry.get("name")} for entry in _objects(await self._get("/api/tags"), "models")
+            ]
+        names = [name for entry in entries if isinstance(name := entry.get("id"), str)]
+        model = self._served(names, server)
         own = next((entry for entry in entries if entry.get("id") == model), {})
         defaults = props.get("default_generation_settings")
         context = own.get("max_model_len") or (defaults.get("n_ctx") if isinstance(defaults, dict) else None)
@@ -115,16 +120,16 @@ class Prober:
 
     async def _program(self, entries: list[dict[str, Any]]) -> tuple[Server, str | None, dict[str, Any]]:
         owners = {str(entry.get("owned_by", "")).lower() for entry in entries}
-        server = next((kind for owner, kind in OWNERS.items() if owner in owners), None)
-        if server:
-            told = await self._get("/version" if server == "vllm" else "/get_server_info")
-            return server, _version(told), {}
+        known: Server | None = next((kind for owner, kind in OWNERS.items() if owner in owners), None)
+        if known:
+            told = await self._get("/version" if known == "vllm" else "/get_server_info")
+            return known, _word(told.get("version") if isinstance(told, dict) else None), {}
         props = await self._get("/props")
         if isinstance(props, dict) and ("chat_template" in props or "default_generation_settings" in props):
-            return "llama.cpp", str(props.get("build_info"))[:60], props
+            return "llama.cpp", _word(props.get("build_info")), props
         told = await self._get("/api/version")
         if isinstance(told, dict) and isinstance(told.get("version"), str):
-            return "ollama", _version(told), {}
+            return "ollama", _word(told["version"]), {}
         return "openai", None, {}
 
     def _served(self, names: list[str], server: Server) -> str:
@@ -150,7 +155,10 @@ class Prober:
         """
         texts, nonce = found.texts, secrets.token_hex(4)
         mark = next(iter(texts.tokenizer.special_tokens), "")
-        plain = [f"{nonce} said good day", f"{nonce} counted to 12, then wrote: déjà vu, naïve café (and so on)\n\n {{1}}"]
+        plain = [
+            f"{nonce} said good day",
+            f"{nonce} counted to 12, then wrote: déjà vu, naïve café (and so on)\n\n {{1}}",
+        ]
         there = [(await self._first(found, text)).prompt_tokens for text in [*plain, f"{plain[0]}{mark}so"]]
         here = [await self._count(texts, text) for text in [*plain, f"{plain[0]}{mark}so"]]
         if not all(there):
@@ -262,9 +270,8 @@ def _positive(value: Any) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-def _version(told: Any) -> str | None:
-    version = told.get("version") if isinstance(told, dict) else None
-    return version[:60] if isinstance(version, str) and version.isprintable() else None
+def _word(value: Any) -> str | None:
+    return value[:60] if isinstance(value, str) and value.isprintable() else None
 
 
 def unavailable(wire: Wire, trouble: Trouble, spent: str = "") -> EngineUnavailable:

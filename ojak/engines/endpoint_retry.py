@@ -103,9 +103,7 @@ class Pace:
             await asyncio.sleep(left)
 
 
-async def persist(
-    send: Callable[[], Awaitable[T]], policy: Policy, pace: Pace, tally: Counter[str]
-) -> T:
+async def persist(send: Callable[[], Awaitable[T]], policy: Policy, pace: Pace, tally: Counter[str]) -> T:
     """What `send` gives at last. Raises the last Trouble when its kind's repeats are spent; `tally` counts kinds."""
     spent: Counter[str] = Counter()
     while True:
@@ -118,7 +116,10 @@ async def persist(
             if trouble.crowds:
                 pace.crowded(begin)
             asked_for = trouble.retry_after_s
-            if spent[trouble.kind] >= policy.again.get(trouble.kind, 0) or (asked_for or 0) > policy.patience_s:
+            if (
+                spent[trouble.kind] >= policy.again.get(trouble.kind, 0)
+                or (asked_for or 0) > policy.patience_s
+            ):
                 raise
             wait_s = policy.wait_s(spent[trouble.kind], asked_for)
             spent[trouble.kind] += 1

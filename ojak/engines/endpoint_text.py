@@ -64,7 +64,9 @@ def local_texts(
 class LentTokenizer:
     """A llama.cpp server's tokenizer as chat.py needs it. Its special tokens are those that the template names."""
 
-    def __init__(self, tokenize: Tokenize, bos: tuple[str, int] | None, eos: tuple[str, int] | None, adds_bos: bool) -> None:
+    def __init__(
+        self, tokenize: Tokenize, bos: tuple[str, int] | None, eos: tuple[str, int] | None, adds_bos: bool
+    ) -> None:
         self._tokenize = tokenize
         self.bos_token, self.bos_id = bos or (None, None)
         self.eos_token, self.eos_id = eos or (None, None)

@@ -11,7 +11,9 @@ from ojak.errors import UsageError
 
 PORTS = {"http": 80, "https": 443}
 # What people copy along with the address: the routes are found by the program.
-ROUTE = re.compile(r"(/v1)?(/(chat/)?completions|/models)?/*$|/api(/(generate|chat|tags|version))?/*$|/completion/*$")
+ROUTE = re.compile(
+    r"(/v1)?(/(chat/)?completions|/models)?/*$|/api(/(generate|chat|tags|version))?/*$|/completion/*$"
+)
 HOST = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?\.?|[0-9a-f:.]{2,45}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")  # of the environment, in which a key may be
 USERINFO = re.compile(r"(?<=//)[^/?#]*@")
@@ -69,7 +71,8 @@ def parse_address(url: str) -> Address:
     host = _host(parts, shown)
     if is_blocked(host):
         raise UsageError(
-            f"{shown[:200]!r} is not asked", why="link-local and metadata addresses hand out credentials of machines"
+            f"{shown[:200]!r} is not asked",
+            why="link-local and metadata addresses hand out credentials of machines",
         )
     port = parts.port
     assert parts.scheme in PORTS
@@ -93,7 +96,9 @@ def _split(shown: str) -> SplitResult:
 def _host(parts: SplitResult, shown: str) -> str:
     host = (parts.hostname or "").lower()
     if not HOST.fullmatch(host):
-        raise UsageError(f"{shown[:200]!r} has no usable host name", fix="write http://HOST:PORT or https://HOST")
+        raise UsageError(
+            f"{shown[:200]!r} has no usable host name", fix="write http://HOST:PORT or https://HOST"
+        )
     return host
 
 

@@ -157,7 +157,9 @@ class Wire:
         if places and time.monotonic() - looked_up < RESOLVE_EVERY_S:
             return places
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, self.address.port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, self.address.port, type=socket.SOCK_STREAM
+            )
         except (OSError, UnicodeError):
             raise Trouble("broken", f"the name {host} cannot be resolved") from None
         places = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -221,7 +223,9 @@ class Wire:
     @staticmethod
     def _words(found: Any) -> str:
         """The server's own message, short, on one line."""
-        error = found.get("error", found.get("message", found.get("detail"))) if isinstance(found, dict) else None
+        error = (
+            found.get("error", found.get("message", found.get("detail"))) if isinstance(found, dict) else None
+        )
         text = error.get("message") if isinstance(error, dict) else error
         if not isinstance(text, str):
             return ""

@@ -360,7 +360,10 @@ def _from_hub(match: re.Match[str], offline: bool, notify: Notify | None, weight
     with _hub_errors(repo):
         if file:
             return Path(hf_hub_download(repo, file, **options))
-        patterns = {"allow_patterns": list(HUB_FILES if weights else HUB_TEXT), "ignore_patterns": list(HUB_IGNORED)}
+        patterns = {
+            "allow_patterns": list(HUB_FILES if weights else HUB_TEXT),
+            "ignore_patterns": list(HUB_IGNORED),
+        }
         return Path(str(snapshot_download(repo, **patterns, **options)))
 
 

@@ -19,7 +19,15 @@ from ojak.synthesize.systems import system_text
 # What does not change a row that is there: a run may be continued with other values of these, and with more `rows`.
 # The engine and its model are in the identity: the served name and the template stand for an endpoint, not its address.
 ELSEWHERE = {"engine", "url", "tokenizer", "key_env", "workers", "ray_address"}
-NOT_SHAPING = {"out", "rows", "limit_tokens", "limit_minutes", "resume", "accept_license", "retry_failed"} | ELSEWHERE
+NOT_SHAPING = {
+    "out",
+    "rows",
+    "limit_tokens",
+    "limit_minutes",
+    "resume",
+    "accept_license",
+    "retry_failed",
+} | ELSEWHERE
 GROWING = {"max_instruction_tokens", "max_response_tokens"}  # rows cut by a smaller cap are asked again
 
 

@@ -78,9 +78,7 @@ def finished_artifact(config: MagpieConfig, out: Path) -> Artifact | None:
 
 def recorded(config: MagpieConfig) -> dict[str, Any]:
     """The configuration as the manifest keeps it: without where it lies and how far one run went."""
-    kept = config.model_dump(
-        mode="json", exclude=NOT_RECORDED
-    )
+    kept = config.model_dump(mode="json", exclude=NOT_RECORDED)
     cells = [list(cell) for cell in config.cells]
     return kept | {"system_text": config.system_text, "cells": cells, "code_sha256": code_sha256(JUDGES)}
 

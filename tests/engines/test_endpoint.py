@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def open_(server: FaultyServer, tokenizer: Path | None, policy: Policy = FAST, *
     )
 
 
-def run(out: Path, server: FaultyServer, tokenizer: Path | None, policy: Policy = FAST, **more: Any) -> Artifact:
+def run(
+    out: Path, server: FaultyServer, tokenizer: Path | None, policy: Policy = FAST, **more: Any
+) -> Artifact:
     settings = config(out, ROWS, model=MODEL, engine="endpoint", url=server.url, **more)
     return synthesize_magpie(settings, engine=open_(server, tokenizer, policy))
 
@@ -99,7 +102,9 @@ PASSING: dict[str, Fault] = {
     "chunks that end early": chunks_that_end,
     "truncated json": content(b'{"choices": [{"text": "Wri'),
     "html": content(b"<html>502 Bad Gateway</html>", "text/html"),
-    "json that says it is html": content(b'{"choices": [{"text": "a", "finish_reason": "stop"}]}', "text/html"),
+    "json that says it is html": content(
+        b'{"choices": [{"text": "a", "finish_reason": "stop"}]}', "text/html"
+    ),
     "deep json": content(DEEP),
     "error object": content(b'{"error": {"message": "overloaded"}}'),
     "no choices": content(b'{"choices": []}'),
@@ -189,7 +194,9 @@ def test_a_request_that_fails_for_good_fails_its_row_alone(
     assert set(healed.answered.values()) == {1}
 
 
-def test_a_redirect_to_another_host_is_not_followed(tmp_path: Path, tokenizer: Path, monkeypatch: Any) -> None:
+def test_a_redirect_to_another_host_is_not_followed(
+    tmp_path: Path, tokenizer: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("OJAK_ENDPOINT_KEY", "canary-0123456789")
     with FaultyServer() as other:
         fault = forever(status(302, Location=f"{other.url}/v1/completions"))
@@ -274,14 +281,18 @@ def test_a_finish_reason_that_is_not_known_counts_as_cut(reason: Any, tokenizer:
 def test_a_text_cut_by_the_limit_is_told_from_a_whole_one(tokenizer: Path) -> None:
     with FaultyServer() as server:
         engine = open_(server, tokenizer)
-        whole, cut = complete(engine, *(Request(prompt="Say", max_tokens=n, seed=1, tag=n < 99) for n in (99, 9)))
+        whole, cut = complete(
+            engine, *(Request(prompt="Say", max_tokens=n, seed=1, tag=n < 99) for n in (99, 9))
+        )
     assert (whole.finish_reason, whole.token_count) == ("stop", 65)
     assert (cut.finish_reason, cut.token_count, cut.text) == ("length", 9, whole.text[:9])
     assert engine.drawn_tokens == 65 + 9
 
 
 def test_text_after_a_stop_text_is_cut_off(tokenizer: Path) -> None:
-    with FaultyServer({(0, "instruction"): [altered(text="Hello<|im_end|>\n<|im_start|>user", finish_reason="length")]}) as server:
+    with FaultyServer(
+        {(0, "instruction"): [altered(text="Hello<|im_end|>\n<|im_start|>user", finish_reason="length")]}
+    ) as server:
         engine = open_(server, tokenizer)
         seed = next(seed for seed, tag in server.rows.items() if tag == (0, "instruction"))
         stops = engine.chat_prefix().stop_ids
@@ -293,7 +304,11 @@ def test_log_probabilities_come_when_asked_for(tokenizer: Path) -> None:
     with FaultyServer() as server:
         engine = open_(server, tokenizer)
         with_, without = complete(
-            engine, *(Request(prompt="Say", max_tokens=9, seed=1, logprobs=asked, tag=not asked) for asked in (True, False))
+            engine,
+            *(
+                Request(prompt="Say", max_tokens=9, seed=1, logprobs=asked, tag=not asked)
+                for asked in (True, False)
+            ),
         )
     assert engine.capabilities.logprobs
     assert with_.logprobs == (-0.5,) * 9
@@ -348,8 +363,22 @@ def test_a_caller_that_stops_leaves_no_thread_behind(tokenizer: Path) -> None:
         engine = open_(server, tokenizer)
         seed = next(seed for seed, tag in server.rows.items() if tag == (0, "instruction"))
         found = engine.generate(
-            iter([Request(prompt="a", max_tokens=9, seed=1), Request(prompt="a", max_tokens=9, seed=seed)]), longest=9
+            iter([Request(prompt="a", max_tokens=9, seed=1), Request(prompt="a", max_tokens=9, seed=seed)]),
+            longest=9,
         )
         next(found)
         found.close()  # type: ignore[attr-defined]
         assert not [thread for thread in threading.enumerate() if thread.name == "ojak-endpoint"]
+
+
+@pytest.mark.parametrize("fault", [drip, drip_headers, hang], ids=lambda fault: fault.__name__)
+def test_no_request_takes_longer_than_its_deadline(fault: Fault, tokenizer: Path) -> None:
+    """Bytes that keep coming do not move it."""
+    policy = replace(FAST, read_s=30.0, total_s=0.6, again={})
+    with FaultyServer({(0, "instruction"): forever(fault)}) as server:
+        engine = open_(server, tokenizer, policy)
+        seed = next(seed for seed, tag in server.rows.items() if tag == (0, "instruction"))
+        begin = time.monotonic()
+        (done,) = complete(engine, Request(prompt="Say", max_tokens=9, seed=seed, tag=0))
+    assert time.monotonic() - begin < 5
+    assert (done.finish_reason, done.error) == ("failed", "no whole answer within 0.6 s")

@@ -22,21 +22,44 @@ CANARY = "sk-canary-7f3a9c2e51d8"
 USERINFO = "canary-userinfo-4411"
 
 
-def command(server: FaultyServer, out: Path, tokenizer: Path, *more: str) -> subprocess.CompletedProcess[bytes]:
+def command(
+    server: FaultyServer, out: Path, tokenizer: Path, *more: str
+) -> subprocess.CompletedProcess[bytes]:
     url = server.url.replace("http://", f"http://me:{USERINFO}@") + f"/v1?key={USERINFO}"
     arguments = ["synthesize", "magpie", "--model", MODEL, "--rows", "6", "--out", str(out)]
     return subprocess.run(
-        [sys.executable, "-m", "ojak", *arguments, "--engine", "endpoint", "--url", url, "--tokenizer", str(tokenizer), *more],
+        [
+            sys.executable,
+            "-m",
+            "ojak",
+            *arguments,
+            "--engine",
+            "endpoint",
+            "--url",
+            url,
+            "--tokenizer",
+            str(tokenizer),
+            *more,
+        ],
         capture_output=True,
         timeout=120,
         check=False,
-        env={**os.environ, "OJAK_ENDPOINT_KEY": CANARY, "OJAK_DEBUG": "1", "OJAK_HOME": str(out.parent / "home")},
+        env={
+            **os.environ,
+            "OJAK_ENDPOINT_KEY": CANARY,
+            "OJAK_DEBUG": "1",
+            "OJAK_HOME": str(out.parent / "home"),
+        },
     )
 
 
 def assert_clean(folder: Path, *said: bytes) -> None:
     written = [path for path in folder.rglob("*") if path.is_file()]
-    for content in (*said, *(path.read_bytes() for path in written), *(str(path).encode() for path in written)):
+    for content in (
+        *said,
+        *(path.read_bytes() for path in written),
+        *(str(path).encode() for path in written),
+    ):
         assert CANARY.encode() not in content
         assert USERINFO.encode() not in content
 
@@ -75,7 +98,9 @@ def test_commands_show_and_write_no_key(tmp_path: Path) -> None:
     assert_clean(tmp_path / "runs", *words)
 
 
-def test_logs_hold_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_hold_no_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor do the logs of the HTTP library at its most talkative."""
     monkeypatch.setenv("OJAK_ENDPOINT_KEY", CANARY)
     caplog.set_level(logging.DEBUG)
@@ -88,7 +113,9 @@ def test_logs_hold_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture, monk
         with pytest.raises(OjakError) as caught:
             synthesize_magpie(config(tmp_path / "d", 8, model=MODEL), engine=engine)
     assert CANARY in server.keys
-    assert_clean(tmp_path / "d", caplog.text.encode(), repr(caught.value).encode(), str(engine.stats()).encode())
+    assert_clean(
+        tmp_path / "d", caplog.text.encode(), repr(caught.value).encode(), str(engine.stats()).encode()
+    )
     chain: BaseException | None = caught.value
     while chain:
         assert CANARY not in f"{chain!r} {vars(chain)}"

@@ -80,7 +80,9 @@ def test_an_address_is_refused(url: str) -> None:
         parse_address(url)
 
 
-@pytest.mark.parametrize("url", ["http://u:secret@host:port", "ftp://u:secret@host", "http://u:secret@ho st?k=secret"])
+@pytest.mark.parametrize(
+    "url", ["http://u:secret@host:port", "ftp://u:secret@host", "http://u:secret@ho st?k=secret"]
+)
 def test_no_refusal_shows_a_password(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_address(url)
@@ -110,7 +112,9 @@ def test_other_machines_may_be_asked(host: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1%eth0"])
-def test_a_name_that_leads_to_a_blocked_address_is_not_asked(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_leads_to_a_blocked_address_is_not_asked(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the name was at the start: each connection goes to an address that was checked."""
     with Wire(parse_address("http://some.name:80"), Key(), Policy()) as wire:
 
@@ -125,7 +129,10 @@ def test_a_name_that_leads_to_a_blocked_address_is_not_asked(place: str, monkeyp
 
 def test_the_numeric_forms_of_an_address_are_resolved_and_checked() -> None:
     for url in ("http://2852039166", "http://0xa9fea9fe", "http://0251.0376.0251.0376"):
-        with Wire(parse_address(url), Key(), Policy(connect_s=1)) as wire, pytest.raises(Trouble, match=r"never|resolved"):
+        with (
+            Wire(parse_address(url), Key(), Policy(connect_s=1)) as wire,
+            pytest.raises(Trouble, match=r"never|resolved"),
+        ):
             wire.run(wire.ask("/v1/models"))
 
 
@@ -158,7 +165,9 @@ def test_another_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["a\r\nX: y" + SECRET, SECRET + " b", SECRET + "\u00e9", SECRET + "\x7f", "k" * 9000])
+@pytest.mark.parametrize(
+    "value", ["a\r\nX: y" + SECRET, SECRET + " b", SECRET + "\u00e9", SECRET + "\x7f", "k" * 9000]
+)
 def test_what_cannot_be_sent_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OJAK_ENDPOINT_KEY", value)
     with pytest.raises(UsageError, match="OJAK_ENDPOINT_KEY") as caught:

@@ -69,7 +69,10 @@ def test_a_llama_cpp_server_lends_its_template_and_tokenizer() -> None:
     with FaultyServer(kind="llama.cpp") as server:
         engine = open_(server, None, model="whatever-its-name")
         prefix = engine.chat_prefix()
-        assert (prefix.pre_query, prefix.post_query) == ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+        assert (prefix.pre_query, prefix.post_query) == (
+            "<|im_start|>user\n",
+            "<|im_end|>\n<|im_start|>assistant\n",
+        )
         assert set(engine.special_tokens) == {"<|im_start|>", "<|im_end|>"}
         assert engine.count_tokens("<|im_start|>abc") == 4
         body = sent(engine, server)
@@ -95,11 +98,20 @@ def test_settings_are_sent_in_the_servers_own_words(kind: str, tokenizer: str) -
 
 
 def test_plain_sampling_is_spelled_out_where_servers_have_other_defaults(tokenizer: str) -> None:
-    with FaultyServer(kind="llama.cpp") as llama, FaultyServer(kind="ollama") as ollama, FaultyServer(kind="vllm") as vllm:
+    with (
+        FaultyServer(kind="llama.cpp") as llama,
+        FaultyServer(kind="ollama") as ollama,
+        FaultyServer(kind="vllm") as vllm,
+    ):
         bodies = [sent(open_(server, tokenizer), server) for server in (llama, ollama, vllm)]
     assert (bodies[0]["top_k"], bodies[0]["min_p"], bodies[0]["repeat_penalty"]) == (0, 0.0, 1.0)
     options = bodies[1]["options"]
-    assert (options["top_k"], options["min_p"], options["repeat_penalty"], options["num_predict"]) == (0, 0.0, 1.0, 9)
+    assert (options["top_k"], options["min_p"], options["repeat_penalty"], options["num_predict"]) == (
+        0,
+        0.0,
+        1.0,
+        9,
+    )
     assert bodies[1]["raw"] is True
     assert options["num_ctx"] == 1024
     assert (bodies[2]["top_k"], bodies[2]["repetition_penalty"]) == (-1, 1.0)
@@ -108,7 +120,17 @@ def test_plain_sampling_is_spelled_out_where_servers_have_other_defaults(tokeniz
 def test_an_openai_server_gets_nothing_that_it_may_not_know(tokenizer: str) -> None:
     with FaultyServer() as server:
         body = sent(open_(server, tokenizer), server)
-    assert body.keys() == {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "n", "stream", "stop"}
+    assert body.keys() == {
+        "model",
+        "prompt",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "n",
+        "stream",
+        "stop",
+    }
     assert len(body["stop"]) <= 4
 
 
@@ -143,7 +165,10 @@ def test_ids_that_are_not_known_here_are_refused(tokenizer: str) -> None:
 
 
 def test_a_chat_only_server_is_refused_plainly(tokenizer: str) -> None:
-    with FaultyServer(chat_only=True) as server, pytest.raises(UsageError, match="no route that continues") as caught:
+    with (
+        FaultyServer(chat_only=True) as server,
+        pytest.raises(UsageError, match="no route that continues") as caught,
+    ):
         open_(server, tokenizer)
     assert "template" in caught.value.why
     assert "vLLM" in caught.value.fix
@@ -238,7 +263,9 @@ def test_settings_that_do_not_go_together(spec: EngineSpec, match: str) -> None:
 
 def test_open_engine_opens_endpoints(tokenizer: str) -> None:
     with FaultyServer() as server:
-        spec = EngineSpec(model=MODEL, engine="endpoint", url=f"{server.url}/v1/completions", tokenizer=tokenizer)
+        spec = EngineSpec(
+            model=MODEL, engine="endpoint", url=f"{server.url}/v1/completions", tokenizer=tokenizer
+        )
         assert open_engine(spec).identity["engine"] == "endpoint"
 
 

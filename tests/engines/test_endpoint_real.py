@@ -58,13 +58,20 @@ def test_the_same_run_gives_a_data_set_of_the_same_kind(url: str, tmp_path: Path
     for artifact in (native, served):
         counts = artifact.counts
         assert counts["rows"] == ROWS == counts["accepted"] + sum(counts["rejected"].values())
-    judged = [*(record.meta for record in served.records()), *(r.meta for r in served.rejected() if r.stage == "response")]
+    judged = [
+        *(record.meta for record in served.records()),
+        *(r.meta for r in served.rejected() if r.stage == "response"),
+    ]
     assert len(judged) >= ROWS // 2, "instructions that the rules let through"
     assert {reason for meta in judged for reason in meta["finish_reason"].values()} <= {"stop", "length"}
     for name in ("pre_query", "post_query", "grid"):
         assert native.stats[name] == served.stats[name]
     engine = served.stats["engine"]
-    assert (engine["server"], engine["prompts"], engine["raw_prompt"]) == ("llama.cpp", "token ids", "counted")
+    assert (engine["server"], engine["prompts"], engine["raw_prompt"]) == (
+        "llama.cpp",
+        "token ids",
+        "counted",
+    )
     assert served.stats["completion_tokens"] > ROWS
     again = run(tmp_path / "served", engine="endpoint", url=url, rows=ROWS)
     assert again.manifest == served.manifest
