@@ -36,7 +36,7 @@ def not_applied(
 
 
 def calibrations(survey: Survey) -> list[dict[str, Any]]:
-    """What is known of the judges whose tags and scores the rows carry, as JSON values; none for those never measured."""
+    """What is known of the judges whose tags and scores the rows carry, as JSON values."""
     makers = {maker for need, found in survey.makers.items() if is_judged(need) for maker in found}
     from ojak.judge import load_calibration
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ojak.engines.base import Engine
 from ojak.errors import UsageError
 
+_Name = TypeVar("_Name", str, str | None)
 EngineName = Literal["native", "endpoint", "ray", "scripted"]
 
 
@@ -107,6 +108,11 @@ def _endpoint(
     return engine
 
 
+def _from_anywhere(name: _Name) -> _Name:
+    """A name as it is, a path so that it holds in a worker's current folder, too."""
+    return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().exists() else name
+
+
 def _ray(
     spec: EngineSpec, system: str | None, turns: int, chat: bool, notify: Callable[[str], None] | None
 ) -> Engine:
@@ -121,8 +127,8 @@ def _ray(
     if runs_model:
         from ojak.model.hub import find
 
-        path = find(spec.model, accept_license=spec.accept_license, notify=notify)
-        inner = replace(inner, model=str(path.absolute()) if Path(spec.model).exists() else spec.model)
+        find(spec.model, accept_license=spec.accept_license, notify=notify)
+    inner = replace(inner, model=_from_anywhere(spec.model), tokenizer=_from_anywhere(spec.tokenizer))
     return RayEngine(
         partial(open_engine, inner, system=system, turns=turns, chat=chat),
         workers=spec.workers,

@@ -135,7 +135,9 @@ class WorkerLedgers:
 
     def find(self, request: Request, key: str | None) -> Completion | None:
         """What a worker that is gone had finished of this."""
-        for ledger in self._former.values() if key else ():
+        if key is None:
+            return None
+        for ledger in self._former.values():
             entry = ledger.get(key, request.max_tokens)
             if entry:
                 self.recalled += 1

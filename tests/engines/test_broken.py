@@ -19,7 +19,7 @@ POISON = 7  # the token after which the model overflows
 def poisoned(dtype: torch.dtype = torch.float32) -> Model:
     model = tiny.model("llama", dtype=dtype)
     model.decoder.model.embed_tokens.weight[POISON] = float("nan")
-    model.decoder.lm_head.weight[POISON] = 0  # so that it is not drawn by itself
+    model.decoder.get_parameter("lm_head.weight")[POISON] = 0  # so that it is not drawn by itself
     return model
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from ray_answers import Noting, asked, asked_again, processes, refusing, tiny_engine
 
+from faulty_server import MODEL, FaultyServer, status, write_tokenizer
 from ojak.artifact import verify
 from ojak.engines.base import Scored
 from ojak.engines.ray_engine import RayEngine
@@ -32,6 +33,7 @@ from scripted_runs import config, data, ledger_state
 
 ray = pytest.importorskip("ray")
 HERE = Path(__file__).resolve().parent
+KEY = "sk-canary-of-the-workers-0123456789"
 PATH = [str(HERE.parent.parent), str(HERE), str(HERE.parent), str(HERE.parent / "model")]
 
 pytestmark = [
@@ -51,6 +53,7 @@ def cluster() -> Iterator[str]:
         pytest.MonkeyPatch.context() as patch,
     ):
         inherited = filter(None, [os.environ.get("PYTHONPATH")])
+        patch.setenv("OJAK_ENDPOINT_KEY", KEY)
         patch.setenv("PYTHONPATH", os.pathsep.join([*PATH, *inherited]))
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
@@ -188,6 +191,8 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, log: Path, open_ray: Op
         def update(self, state: Any) -> None:
             if state.rows_done == 40 and not victims:
                 victims.append(processes(log).most_common(1)[0][0])
+                before = processes(log)[victims[0]]
+                until(lambda: processes(log)[victims[0]] >= before + 4)  # finished, and not yet told
                 os.kill(victims[0], signal.SIGKILL)
 
     artifact = synthesize_magpie(config(out, 150), engine=engine, progress=Killer())
@@ -195,6 +200,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, log: Path, open_ray: Op
     assert data(artifact) == whole
     assert not asked_again(log, victims), "a finished request was asked again"
     assert artifact.stats["engine"]["deaths"] == 1
+    assert artifact.stats["engine"]["recalled"] >= 3
     assert len(processes(log)) >= 2, "with one worker, another took its place"
     assert sorted(item.name for item in out.iterdir() if not item.name.startswith(".")) == [
         "README.md", "data", LEDGER, "manifest.json", "rejected",
@@ -286,6 +292,26 @@ def test_a_model_in_two_processes_writes_what_it_writes_in_one() -> None:
         assert engine.stats()["slots"] == 32
     finally:
         engine.close()
+
+
+def test_workers_ask_a_server_with_the_key_of_their_machine(tmp_path: Path) -> None:
+    """Each request once, but for the two that the server failed; the key is in no byte of the run."""
+    tokenizer = str(write_tokenizer(tmp_path / "t"))
+    faults = {(2, "instruction"): [status(503)], (3, "instruction"): [status(500)]}
+    with FaultyServer(faults, key=KEY) as server:
+        settings = {"model": MODEL, "url": server.url, "tokenizer": tokenizer}
+        through = synthesize_magpie(config(tmp_path / "ray", 10, engine="ray", workers=2, **settings))
+        sent = {tag: count for tag, count in server.requests.items() if tag[0] >= 0}
+    assert {tag for tag, count in sent.items() if count != 1} == faults.keys()
+    with FaultyServer(key=KEY) as server:
+        plain = synthesize_magpie(
+            config(tmp_path / "plain", 10, engine="endpoint", **settings | {"url": server.url})
+        )
+    assert data(through) == data(plain)
+    assert through.counts["accepted"] > 0
+    assert through.stats["engine"]["workers"] == 2
+    files = [item for item in (tmp_path / "ray").rglob("*") if item.is_file()]
+    assert not any(KEY.encode() in item.read_bytes() for item in files)
 
 
 def test_the_command_begins_a_cluster_of_its_own_and_leaves_nothing_of_it(

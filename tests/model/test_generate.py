@@ -174,7 +174,9 @@ def test_prompts_over_several_tiles(family: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("family", sorted(FLOATS))
-def test_a_shared_prefix_changes_nothing_but_is_computed_once(family: str) -> None:
+def test_a_shared_prefix_changes_nothing_but_is_computed_once(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = [
         request((*PREFIXES[1], *range(n, n + 5)), 15, shared_prefix=(*PREFIXES[1], 9), tag=n)
         for n in range(6)
@@ -182,7 +184,7 @@ def test_a_shared_prefix_changes_nothing_but_is_computed_once(family: str) -> No
     made = generator(FLOATS[family])
     calls: list[tuple[int, ...]] = []
     compute = made.lanes[0].prefixes._compute
-    made.lanes[0].prefixes._compute = lambda ids: (calls.append(ids), compute(ids))[1]
+    monkeypatch.setattr(made.lanes[0].prefixes, "_compute", lambda ids: (calls.append(ids), compute(ids))[1])
     found = texts(made, asked)
     assert calls == [PREFIXES[1]]
     for one in asked:
