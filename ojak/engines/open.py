@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from ojak.engines.base import Engine
 from ojak.errors import UsageError
 
-_Name = TypeVar("_Name", str, str | None)
 EngineName = Literal["native", "endpoint", "ray", "scripted"]
 
 
@@ -108,9 +107,10 @@ def _endpoint(
     return engine
 
 
-def _from_anywhere(name: _Name) -> _Name:
+def _from_anywhere(name: str) -> str:
     """A name as it is, a path so that it holds in a worker's current folder, too."""
-    return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().exists() else name
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def _ray(
@@ -128,7 +128,9 @@ def _ray(
         from ojak.model.hub import find
 
         find(spec.model, accept_license=spec.accept_license, notify=notify)
-    inner = replace(inner, model=_from_anywhere(spec.model), tokenizer=_from_anywhere(spec.tokenizer))
+        inner = replace(inner, model=_from_anywhere(spec.model))
+    if spec.tokenizer:
+        inner = replace(inner, tokenizer=_from_anywhere(spec.tokenizer))
     return RayEngine(
         partial(open_engine, inner, system=system, turns=turns, chat=chat),
         workers=spec.workers,

@@ -13,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_answers import Noting, asked, asked_again, processes, refusing, tiny_engine
 
-from faulty_server import MODEL, FaultyServer, status, write_tokenizer
+from faulty_server import MODEL, Fault, FaultyServer, Tag, status, write_tokenizer
 from ojak.artifact import verify
 from ojak.engines.base import Scored
 from ojak.engines.ray_engine import RayEngine
@@ -297,9 +297,12 @@ def test_a_model_in_two_processes_writes_what_it_writes_in_one() -> None:
 def test_workers_ask_a_server_with_the_key_of_their_machine(tmp_path: Path) -> None:
     """Each request once, but for the two that the server failed; the key is in no byte of the run."""
     tokenizer = str(write_tokenizer(tmp_path / "t"))
-    faults = {(2, "instruction"): [status(503)], (3, "instruction"): [status(500)]}
+    faults: dict[Tag, Iterable[Fault]] = {
+        (2, "instruction"): [status(503)],
+        (3, "instruction"): [status(500)],
+    }
     with FaultyServer(faults, key=KEY) as server:
-        settings = {"model": MODEL, "url": server.url, "tokenizer": tokenizer}
+        settings: dict[str, Any] = {"model": MODEL, "url": server.url, "tokenizer": tokenizer}
         through = synthesize_magpie(config(tmp_path / "ray", 10, engine="ray", workers=2, **settings))
         sent = {tag: count for tag, count in server.requests.items() if tag[0] >= 0}
     assert {tag for tag, count in sent.items() if count != 1} == faults.keys()

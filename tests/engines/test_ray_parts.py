@@ -295,15 +295,14 @@ def test_a_worker_opens_what_would_be_opened_without_ray(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
     (tmp_path / "t").mkdir()
-    model = "m" if url is None else "served"
-    spec = EngineSpec(model=model, url=url, tokenizer="t", key_env="MY_KEY", accept_license=("gemma",))
+    spec = EngineSpec(model="m", url=url, tokenizer="t", key_env="MY_KEY", accept_license=("gemma",))
     open_engine(
         dataclasses.replace(spec, engine="ray", workers=3, ray_address="a:1", folder=tmp_path),
         system="Be brief.",
     )
     make = opened.pop("make")
     assert make.func is open_engine
-    here = str(tmp_path / "m") if inner == "native" else "served"  # a worker's current folder is another
+    here = str(tmp_path / "m") if inner == "native" else "m"  # a worker's current folder is another
     assert make.args == (dataclasses.replace(spec, engine=inner, model=here, tokenizer=str(tmp_path / "t")),)
     assert make.keywords == {"system": "Be brief.", "chat": True}
     assert opened == {"workers": 3, "address": "a:1", "folder": tmp_path, "wants_gpu": inner == "native"}
