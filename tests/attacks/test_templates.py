@@ -100,14 +100,15 @@ def works(sandbox: TemplateSandbox) -> bool:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_end_in_time_and_memory(name: str, sandbox: TemplateSandbox) -> None:
-    start = time.monotonic()
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     with pytest.raises(InputRefused) as caught:
         sandbox.render(BOMBS[name], [{"messages": MESSAGES}])
     assert time.monotonic() - start < SECONDS
     assert caught.value.why and caught.value.fix and caught.value.exit_code == 9
     assert works(sandbox)
-    # The largest of all children so far, in KiB.
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < Limits().memory_bytes * 1.1
+    # The largest of all children so far, those of other tests too, in KiB.
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert largest == before or largest * 1024 < Limits().memory_bytes * 1.1
 
 
 @pytest.mark.parametrize("name", INJECTIONS)
@@ -233,7 +234,7 @@ def test_only_the_child_renders_templates_that_are_not_ours() -> None:
     }
     assert {name for name, tree in trees.items() if imports_jinja(tree)} <= {
         "_template_child.py",
-        "report/page.py",
+        "report/html.py",
     }
     assert [name for name, tree in trees.items() if "from_string" in called(tree)] == ["_template_child.py"]
     made = [

@@ -95,7 +95,13 @@ def use_judge(monkeypatch: pytest.MonkeyPatch, *, usable: bool | None) -> None:
     import ojak.judge
 
     Tagger.asked = 0
-    calibration = None if usable is None else SimpleNamespace(usable=usable, may_filter=lambda _name: usable)
+    calibration = (
+        None
+        if usable is None
+        else SimpleNamespace(
+            usable=usable, may_filter=lambda _name: usable, to_dict=lambda: {"usable": usable}
+        )
+    )
     monkeypatch.setattr(ojak.judge, "Tagger", Tagger)
     monkeypatch.setattr(ojak.judge, "load_calibration", lambda _identity: calibration)
 

@@ -253,7 +253,7 @@ def test_a_key_that_is_missing_is_named(tokenizer: str, monkeypatch: pytest.Monk
     [
         (EngineSpec(model="m", engine="endpoint"), "needs its address"),
         (EngineSpec(model="smollm2-135m-instruct", url="http://127.0.0.1:1"), "settings of an endpoint"),
-        (EngineSpec(model="m", engine="ray"), "no engine 'ray'"),
+        (EngineSpec(model="smollm2-135m-instruct", workers=2), "settings of the engine ray"),
     ],
 )
 def test_settings_that_do_not_go_together(spec: EngineSpec, match: str) -> None:

@@ -304,5 +304,5 @@ def test_a_worker_opens_what_would_be_opened_without_ray(
     assert make.func is open_engine
     here = str(tmp_path / "m") if inner == "native" else "m"  # a worker's current folder is another
     assert make.args == (dataclasses.replace(spec, engine=inner, model=here, tokenizer=str(tmp_path / "t")),)
-    assert make.keywords == {"system": "Be brief.", "chat": True}
+    assert make.keywords == {"system": "Be brief.", "turns": 1, "chat": True}
     assert opened == {"workers": 3, "address": "a:1", "folder": tmp_path, "wants_gpu": inner == "native"}

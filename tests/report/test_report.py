@@ -311,7 +311,7 @@ def test_policy_forbids_all_but_the_page_s_own_style(run_folder: Path) -> None:
 def test_templates_load_in_one_function_with_escaping() -> None:
     users = [path.name for path in FOLDER.glob("*.py") if "import jinja2" in path.read_text(encoding="utf-8")]
     assert users == ["html.py"]
-    tree = ast.parse((FOLDER / "page.py").read_text(encoding="utf-8"))
+    tree = ast.parse((FOLDER / "html.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     made = [
         call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "Environment"
