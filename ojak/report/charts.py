@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ojak.report.measures import ACCEPTED, DUPLICATE, REJECTED, Cell, Lengths, Measures, is_duplicate
@@ -55,6 +55,20 @@ def funnel(measures: Measures, rows: int, failed: int) -> list[Step]:
             left -= count
             steps.append(_step(label, "", count, total, left, "failed"))
     return [*steps, _step("Pairs accepted", "", measures.accepted, total, 0, "accepted")]
+
+
+def curation(dropped: Sequence[tuple[str, int]], rows: int, kept: int) -> list[Step]:
+    """The way from the accepted pairs to those that curation kept; `dropped`: each rule that dropped any, in order."""
+    steps, left = [], rows
+    for rule, count in dropped:
+        left -= count
+        label = humanize(rule)
+        steps.append(_step(label[:1].upper() + label[1:], rule, count, rows, left, "rejected"))
+    return [
+        _step("Pairs accepted", "", rows, rows, 0, "total"),
+        *steps,
+        _step("Kept", "", kept, rows, 0, "accepted"),
+    ]
 
 
 def _largest(reasons: list[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -58,7 +58,7 @@ def render(artifacts: Sequence[Artifact]) -> str:
         **styled("style.css"),
         "seed": seed,
         **_story(artifacts, main, measures),
-        **_figures(measures, main),
+        **_figures(artifacts, measures, main),
         **_samples(measures),
         **_provenance(artifacts, main),
     }
@@ -95,12 +95,22 @@ def _day(created: Any) -> str:
     return f"{moment.day} {moment:%B %Y}"
 
 
-def _figures(measures: Measures, main: Artifact) -> dict[str, Any]:
+def _curated(artifacts: Sequence[Artifact]) -> list[charts.Step]:
+    """The funnel of the curation, if there was one."""
+    found = sources.curation(artifacts)
+    if not found:
+        return []
+    artifact, dropped = found
+    return charts.curation(dropped, sources.count(artifact, "rows"), sources.count(artifact, "accepted"))
+
+
+def _figures(artifacts: Sequence[Artifact], measures: Measures, main: Artifact) -> dict[str, Any]:
     rows, failed = sources.count(main, "rows"), sources.count(main, "failed")
     widest = charts.commonest_opening(measures.openings)
     known = measures.accepted - sum(n for o, n in measures.openings.items() if o.kind == "other")
     return {
         "funnel": charts.funnel(measures, rows, failed),
+        "curated": _curated(artifacts),
         "tiles": charts.tiles(measures.outcomes),
         "histograms": [
             charts.histogram(measures.instruction, "Length of instructions"),

@@ -81,6 +81,18 @@ def split_sizes(artifacts: Iterable[Artifact]) -> list[tuple[str, int]]:
     return next((list(artifact.splits.items()) for artifact in artifacts if artifact.kind == "split"), [])
 
 
+def curation(artifacts: Iterable[Artifact]) -> tuple[Artifact, list[tuple[str, int]]] | None:
+    """The first artifact of kind curate, and the rules of its funnel that dropped rows, with their number."""
+    for artifact in artifacts:
+        if artifact.kind == "curate":
+            steps = _dicts(dig(artifact.manifest, "stats", "funnel"))
+            dropped = [
+                (str(step.get("rule"))[:80], int(as_number(step.get("rejected")) or 0)) for step in steps
+            ]
+            return artifact, [(rule, rows) for rule, rows in dropped if rows > 0]
+    return None
+
+
 def _dicts(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ojak.report
-from ojak.artifact import Artifact
+from ojak.artifact import Artifact, publish
 from ojak.errors import InputRefused, ResourceExhausted, TargetExists, UsageError
 from ojak.records import Conversation, Document, Rejected
 from ojak.report import charts, render, text, write_report
@@ -100,6 +100,30 @@ def test_page_tells_the_story_of_the_run(run_folder: Path, tmp_path: Path) -> No
     assert f"{splits['train']} train, {splits['test']} test" in read.text
     assert read.tags["details"] - 5 == 30  # two histograms and three lists of files have one each
     assert "drawn evenly from all accepted rows with seed 7" in read.text
+
+
+def test_what_curation_dropped_stands_below_what_was_accepted(tmp_path: Path) -> None:
+    rows = [pair(n, f"What is {n}?") for n in range(10)]
+    made = publish(tmp_path / "magpie", kind="magpie", records=rows, config={})
+    funnel = [
+        {"rule": "no_refusal", "in": 10, "rejected": 0},
+        {"rule": "max_repetition", "in": 10, "rejected": 3},
+        {"rule": "<b>own</b>", "in": 7, "rejected": 1},
+    ]
+    curated = publish(
+        tmp_path / "curate",
+        kind="curate",
+        records=rows[:6],
+        rejected=[lost(n, "max_repetition") for n in range(6, 10)],
+        config={},
+        stats={"funnel": funnel},
+    )
+    shown = Reader(render([made, curated])).text
+    assert "What was curated" in shown
+    after = shown.partition("What was curated")[2]
+    assert "Max repetition −3 30 %" in after and "<b>own</b> −1 10 %" in after and "Kept 6 60 %" in after
+    assert "No refusal" not in after
+    assert "What was curated" not in Reader(render([made])).text
 
 
 def test_page_of_one_artifact_and_the_same_page_twice(run_folder: Path) -> None:
