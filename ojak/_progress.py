@@ -25,3 +25,7 @@ class Listener(Protocol):
     """Is told at every step, from the thread that works; what it raises ends the run."""
 
     def update(self, state: Progress) -> None: ...
+
+
+def silent(_line: str) -> None:
+    """The listener to single lines, for those who do not listen."""

@@ -13,10 +13,10 @@ from typing import Any
 import ojak
 from ojak._code import code_sha256
 from ojak._files import TargetLock, write_atomic
-from ojak._progress import Listener
+from ojak._progress import Listener, silent
 from ojak.errors import OjakError, ResumeRefused, Stopped, TargetExists, VerificationFailed
 from ojak.recipe import Chosen, Recipe
-from ojak.stages import Job, Outcome, silent
+from ojak.stages import Job, Outcome
 
 RECORD = "stage.json"
 RESOLVED = "recipe.json"

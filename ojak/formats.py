@@ -23,6 +23,7 @@ import orjson
 
 from ojak._files import commit_new, disk_errors, staged, target_exists
 from ojak._jsonl import Line, Warn, read_rows, refused, warn_user
+from ojak._progress import silent
 from ojak._tables import Decode, column_names, is_parquet, read_parquet, write_table
 from ojak.artifact import Artifact, read
 from ojak.errors import InputRefused, UsageError
@@ -71,7 +72,7 @@ def export(path_in: Path | str, fmt: Format, out: Path | str, *, split: str | No
         if out.exists():
             raise target_exists(out)
     encode = ENCODERS.get(fmt, _to_messages)
-    if fmt == "alpaca" and any(map(_has_system, _chosen(Path(path_in), split, _silent))):
+    if fmt == "alpaca" and any(map(_has_system, _chosen(Path(path_in), split, silent))):
         # a column that began in the middle of a file could not be read by `datasets`
         encode = _to_alpaca_with_system
     warnings: list[str] = []
@@ -112,7 +113,7 @@ def detect(path: Path | str) -> Format:
         raise InputRefused(f"{path} is not there")
     if is_parquet(path):
         return "parquet"
-    first = next(read_rows(path, _silent), None)
+    first = next(read_rows(path, silent), None)
     names = first.row.keys() if first else {"messages"}
     if kind := _format_of(names):
         return kind
@@ -131,10 +132,6 @@ def _format_of(names: Collection[str]) -> Format | None:
     if "instruction" in names and names & {"output", "instances"}:
         return "alpaca"
     return "messages" if names & {"messages", "text", "chosen"} else None
-
-
-def _silent(message: str) -> None:
-    """A reader that only looks at the first row has nothing to say."""
 
 
 def _chosen(path: Path, split: str | None, warn: Warn) -> Iterator[AnyRecord]:

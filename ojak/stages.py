@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ojak._progress import Listener
+from ojak._progress import Listener, silent
 from ojak._settings import Settings
 from ojak.errors import InputRefused
 
 if TYPE_CHECKING:
     from ojak.artifact import Artifact
     from ojak.synthesize.config import MagpieConfig
-
-
-def silent(_line: str) -> None:
-    """The listener for those who do not listen."""
 
 
 @dataclass(frozen=True, slots=True)

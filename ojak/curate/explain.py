@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ojak._files import sha256_file
+from ojak._progress import silent
 from ojak.artifact import Artifact
 from ojak.curate.filters import MISSING, NoDuplicates, Rule
 from ojak.curate.recipe import from_json
@@ -172,11 +173,7 @@ def _file_step(place: Path, entry: dict[str, Any], row_id: str) -> Step:
         return _unknown(place, "the file has changed since")
     from ojak.formats import load
 
-    record = next((item for item in load(place, warn=_silent) if item.id == row_id), None)
+    record = next((item for item in load(place, warn=silent) if item.id == row_id), None)
     if not isinstance(record, Conversation):
         return {**step, "fate": "absent"}
     return {**step, **_told(record)}
-
-
-def _silent(_line: str) -> None:
-    """What a reader has to say was said when the file was curated."""

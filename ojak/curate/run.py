@@ -19,7 +19,7 @@ import orjson
 
 from ojak._code import code_sha256, version
 from ojak._files import TargetLock, sha256_file, target_exists
-from ojak._progress import Listener, Progress
+from ojak._progress import Listener, Progress, silent
 from ojak.artifact import Artifact, publish
 from ojak.curate.annotate import Annotators, open_annotators
 from ojak.curate.config import CurateConfig
@@ -96,7 +96,7 @@ def curate_data(
     recipe, or (`config.strict`) a rule that cannot be applied; Locked; ResourceExhausted.
     """
     config, out = config or CurateConfig(), Path(out)
-    recipe, began, tell = config.loaded(), time.perf_counter(), notify or _silent
+    recipe, began, tell = config.loaded(), time.perf_counter(), notify or silent
     if (out / "manifest.json").exists():
         raise target_exists(out / "manifest.json", why="the folder holds a finished artifact")
     origin = Source.open(source)
@@ -153,14 +153,10 @@ def _settings(config: CurateConfig, recipe: FilterRecipe) -> dict[str, Any]:
     return {**values, "recipe": recipe.resolved()}
 
 
-def _silent(_line: str) -> None:
-    """The listener for those who do not listen."""
-
-
 def _look_ahead(origin: Source, recipe: FilterRecipe, config: CurateConfig, annotators: Annotators) -> None:
     """Look at the first rows: refuse an empty source, and, where that is asked, a rule that cannot be applied."""
     survey = Survey()
-    for record in islice(origin.records(_silent), PEEK_ROWS):
+    for record in islice(origin.records(silent), PEEK_ROWS):
         if isinstance(record, Conversation):
             survey.add(View.of(record, fresh=True), recipe.needs)
         else:

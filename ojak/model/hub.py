@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+from ojak._progress import silent
 from ojak.errors import (
     EngineUnavailable,
     InputRefused,
@@ -100,7 +101,7 @@ def pull(
     folder = _folder(model)
     if not folder.exists():
         with _disk_errors(folder):
-            _fetch(model, folder, _is_offline(offline), notify or _silent)
+            _fetch(model, folder, _is_offline(offline), notify or silent)
     _check_cache(model, folder)
     return _result(model, folder)
 
@@ -125,10 +126,6 @@ def info(name: str) -> dict[str, Any]:
         "hub": model.hub[0],
         "path": str(_result(model, folder)) if folder.exists() else None,
     }
-
-
-def _silent(_line: str) -> None:
-    """The listener for those who do not listen."""
 
 
 def _is_offline(offline: bool | None) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ojak._code import version
 from ojak._files import disk_errors
+from ojak._progress import silent
 from ojak.artifact import write_atomic
 from ojak.errors import EngineUnavailable, InputRefused, TargetExists, UsageError
 from ojak.report import compare_charts as charts
@@ -55,17 +56,13 @@ class Comparison:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def _silent(_line: str) -> None:
-    """The listener for those who do not listen."""
-
-
 def write_comparison(
     sets: Sequence[str],
     out: Path,
     config: CompareConfig | None = None,
     *,
     replace: bool = False,
-    notify: Notify = _silent,
+    notify: Notify = silent,
 ) -> Comparison:
     """Write the page `out` about `sets`: paths, or NAME=PATH, of artifacts or files of any format that is read.
 
