@@ -9,7 +9,10 @@ from typing import Protocol
 
 @dataclass
 class Progress:
-    """Where a run stands. Tokens and rows are counts, `eta_s` is None while nothing is known of it."""
+    """Where a run stands. Tokens and rows are counts, `eta_s` is None while nothing is known of it.
+
+    `unit`: what `rows_total` and `rows_done` count. `reads`: whether they are looked at alone, none is written or kept.
+    """
 
     rows_total: int
     rows_done: int = 0
@@ -19,6 +22,8 @@ class Progress:
     eta_s: float | None = None
     phase: str = "sampling"
     rejected: Counter[str] = field(default_factory=Counter)
+    unit: str = "rows"
+    reads: bool = False
 
 
 class Listener(Protocol):

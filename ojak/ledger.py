@@ -204,6 +204,11 @@ class Ledger:
             found = self._db.execute("SELECT COALESCE(SUM(seconds), 0.0), COALESCE(SUM(tokens), 0) FROM runs")
             return Totals(*found.fetchone())
 
+    def clear(self) -> None:
+        """Forget every request. The file keeps its size, and uses the room again."""
+        with self._errors():
+            self._db.execute("DELETE FROM requests")
+
     def get_meta(self, name: str) -> Any:
         """The JSON value stored under `name`, or None."""
         with self._errors():

@@ -49,6 +49,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a text, for prompts without a chat template."""
+        ...
+
+    @property
     def context_tokens(self) -> int | None:
         """The most tokens that prompt and completion may take together; None where nobody knows."""
         ...
@@ -75,8 +80,8 @@ class Engine(Protocol):
         """Completions in the order in which they finish; one that was given up has an `error`.
 
         `requests` may yield None: nothing is ready now, ask again after another step. An error that it raises ends the
-        work, rows in flight included, and passes through. `longest` is the most
-        tokens that prompt and completion of one request take together.
+        work, rows in flight included, and passes through. `longest` is the most tokens that prompt and completion of
+        one request take together.
         """
         ...
 

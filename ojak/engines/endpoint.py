@@ -96,6 +96,10 @@ class EndpointEngine:
     def special_tokens(self) -> tuple[str, ...]:
         return tuple(self.found.texts.tokenizer.special_tokens)
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.found.texts.stop_ids
+
     def chat_prefix(self, system: str | None = None, *, turns: int = 1) -> ChatPrefix:
         texts = self.found.texts
         return chat_prefix(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ojak.engines.endpoint_retry import Trouble
@@ -137,14 +137,7 @@ def read_answer(server: Server, found: Any, stops: Sequence[str]) -> Answer:
     if not ends:
         return answer
     # A server that leaves the stop text in, or that does not know it as one.
-    return Answer(
-        answer.text[: min(ends)],
-        "stop",
-        None,
-        answer.completion_tokens,
-        answer.prompt_tokens,
-        answer.logprobs,
-    )
+    return replace(answer, text=answer.text[: min(ends)], finish_reason="stop", odd=None)
 
 
 def _read_openai(found: Any) -> Answer:
@@ -156,12 +149,12 @@ def _read_openai(found: Any) -> Answer:
     usage = usage if isinstance(usage, dict) else {}
     reason, odd = _finish(choice.get("finish_reason"))
     return Answer(
-        _text(choice.get("text")),
-        reason,
-        odd,
-        _count(usage.get("completion_tokens")),
-        _count(usage.get("prompt_tokens")),
-        _logprobs(choice.get("logprobs")),
+        text=_text(choice.get("text")),
+        finish_reason=reason,
+        odd=odd,
+        completion_tokens=_count(usage.get("completion_tokens")),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        logprobs=_logprobs(choice.get("logprobs")),
     )
 
 
@@ -172,12 +165,12 @@ def _read_ollama(found: Any) -> Answer:
         raise Trouble("broken", "the server was loading its model")
     reason, odd = _finish(found.get("done_reason"))
     return Answer(
-        _text(found.get("response")),
-        reason,
-        odd,
-        _count(found.get("eval_count")),
-        _count(found.get("prompt_eval_count")),
-        _logprobs(found.get("logprobs")),
+        text=_text(found.get("response")),
+        finish_reason=reason,
+        odd=odd,
+        completion_tokens=_count(found.get("eval_count")),
+        prompt_tokens=_count(found.get("prompt_eval_count")),
+        logprobs=_logprobs(found.get("logprobs")),
     )
 
 

@@ -12,9 +12,7 @@ from ojak.engines.endpoint_url import VARIABLE, Address, parse_address
 from ojak.errors import UsageError
 
 DEFAULT_VARIABLE = "OJAK_ENDPOINT_KEY"
-SENDABLE = re.compile(
-    r"[\x21-\x7e]{1,8192}"
-)  # a header's value: a line break in it would forge another header
+SENDABLE = re.compile(r"[\x21-\x7e]{1,8192}")  # in a header, where a line break would forge another one
 LEAST_SECRET = 8  # characters; shorter ones ("EMPTY", "ollama") are placeholders that stand in ordinary text
 
 

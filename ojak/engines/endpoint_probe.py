@@ -274,15 +274,17 @@ def _word(value: Any) -> str | None:
     return value[:60] if isinstance(value, str) and value.isprintable() else None
 
 
-def unavailable(wire: Wire, trouble: Trouble, spent: str = "") -> EngineUnavailable:
+def unavailable(wire: Wire, trouble: Trouble) -> EngineUnavailable:
     """The error for a server that does not answer, or not us."""
+    what = "does not answer"
     if trouble.status in (401, 403):
+        what = "does not let us in"
         fix = f"put the key into {wire.key.variable}, and its origin into {wire.key.variable}_ORIGIN"
     elif trouble.kind == "busy":
         fix = "run the same command again later to go on"
     else:
         fix = "check the address and the server; then run the same command to go on"
-    return EngineUnavailable(f"{wire.address.origin} does not answer", why=f"{trouble.what}{spent}", fix=fix)
+    return EngineUnavailable(f"{wire.address.origin} {what}", why=trouble.what, fix=fix)
 
 
 async def is_up(wire: Wire, found: Found) -> bool:

@@ -62,10 +62,8 @@ class Policy:
     failures_in_a_row: int = 16
 
     def wait_s(self, repeats: int, retry_after_s: float | None) -> float:
-        """Full jitter; never earlier than the server asks."""
-        if retry_after_s is not None:
-            return retry_after_s + random.uniform(0, self.base_s)
-        return random.uniform(0, min(self.cap_s, self.base_s * 2**repeats))
+        """Full jitter, on top of what the server asks for: one that says "in a second" every time is spared, too."""
+        return (retry_after_s or 0.0) + random.uniform(0, min(self.cap_s, self.base_s * 2**repeats))
 
 
 class Pace:

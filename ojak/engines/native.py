@@ -13,6 +13,7 @@ from ojak.chat import ChatPrefix, chat_prefix, encode_prompt
 from ojak.engines.base import Capabilities, Scored
 from ojak.errors import InputRefused, ResourceExhausted, UsageError
 from ojak.model.cache import CacheShape, entry_bytes
+from ojak.model.estimate import matrix_rate, parameters_of, token_rate
 from ojak.model.fuse import fuse, weight_bytes
 from ojak.model.generate import KEPT_TOKENS, LADDER, Generator
 from ojak.model.load import Model
@@ -73,6 +74,10 @@ class NativeEngine:
         return tuple(self.model.tokenizer.special_tokens)
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.model.stop_ids
+
+    @property
     def context_tokens(self) -> int | None:
         """The most tokens of prompt and completion together that the model was made for."""
         return self.model.config.max_position_embeddings
@@ -100,6 +105,15 @@ class NativeEngine:
         if self.generator is None or self.generator.shape.capacity < longest:
             self.generator = self._prepare(longest)
         return _watched(self.generator, requests, self.model)
+
+    def expected_rate(self) -> float:
+        """Tokens a second, as far as that can be known before any were written."""
+        return token_rate(parameters_of(self.model.decoder)[1], matrix_rate())
+
+    def halt(self) -> None:
+        """Ends `generate` soon, from any thread, with rows in flight."""
+        if self.generator is not None:
+            self.generator.halt()
 
     def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
         """Raises UsageError for a text longer than the model was made for."""

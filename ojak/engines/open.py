@@ -6,12 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator
+
+from ojak._settings import wrong_value
 from ojak.engines.base import Engine
+from ojak.engines.endpoint_url import parse_address
 from ojak.errors import UsageError
 
+
+def _read_url(url: str | None) -> str | None:
+    with wrong_value(shown=False):  # it may hold a password
+        return parse_address(url).url if url else None
+
+
+# What settings hold: the name of an engine, and an endpoint's address without a name and a password in it.
 EngineName = Literal["native", "endpoint", "ray", "scripted"]
+EngineUrl = Annotated[str | None, AfterValidator(_read_url)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Ray itself: a cluster joined or begun, and what of it each worker gets.
 
-A cluster of our own listens on this machine alone, keeps its files in a folder that goes with it, has no dashboard, and
-is not told what the workers print. Nothing is put into Ray's runtime environment: on this machine workers inherit the
-environment, on others they have that of their machine, keys included.
+A cluster of our own listens on this machine alone, keeps its files in a folder that goes with it (`ray_leftovers`), has
+no dashboard, and is not told what the workers print. Nothing is put into Ray's runtime environment: on this machine
+workers inherit the environment, on others they have that of their machine, keys included.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ojak.engines.ray_leftovers import RayFolder, sweep
 from ojak.engines.ray_worker import Share
 from ojak.errors import EngineUnavailable, OjakError, UsageError
 
@@ -63,7 +61,7 @@ class Cluster:
         not start, EngineUnavailable where no cluster answers.
         """
         self.ray = import_ray()
-        self._folder: Path | None = None
+        self._folder: RayFolder | None = None
         self._joined_here = not self.ray.is_initialized()
         if self._joined_here:
             with _sigterm_kept(), _tamed(alone=address is None):
@@ -83,7 +81,7 @@ class Cluster:
             self.ray.shutdown()
         self._joined_here = False
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
 
     def _join(self, address: str | None) -> None:
@@ -96,13 +94,14 @@ class Cluster:
             if address:
                 self.ray.init(address=address, **quiet)
             else:
-                self._folder = Path(tempfile.mkdtemp(prefix="ojak-ray-"))
+                sweep()
+                self._folder = RayFolder()
                 self.ray.init(
                     address="local",
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     _node_ip_address="127.0.0.1",
-                    _temp_dir=str(self._folder),
+                    _temp_dir=str(self._folder.path),
                     **quiet,
                 )
         except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:

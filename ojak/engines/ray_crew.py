@@ -118,8 +118,10 @@ class Crew:
         return told
 
     def ask(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """What an engine says of a text or of itself (`Worker.look`)."""
-        for _ in range(MOST_DEATHS * len(self.members)):
+        """What an engine says of a text or of itself (`Worker.look`); waits for one that is just coming to life."""
+        if self.is_gone:
+            self.start()
+        while True:  # ends with an answer, or where a worker dies too often (`_died`)
             for member in self.members:
                 if member.phase in ("idle", "working"):
                     try:
@@ -127,7 +129,6 @@ class Crew:
                     except self._deadly as error:
                         self._died(member, error)
             self._news(STEP_S)
-        raise self._give_up("no worker lived long enough to answer")
 
     def send_scores(self, number: int, texts: list[Scored]) -> Any:
         """A call that reads probabilities on one worker."""

@@ -23,9 +23,10 @@ from typing import Any
 
 from ojak.chat import ChatPrefix
 from ojak.engines.base import Capabilities, Engine, Scored
+from ojak.engines.completions import key_of
 from ojak.engines.ray_cluster import Cluster
 from ojak.engines.ray_crew import Crew
-from ojak.engines.ray_ledgers import WorkerLedgers, key_of
+from ojak.engines.ray_ledgers import WorkerLedgers
 from ojak.engines.ray_scores import scores
 from ojak.engines.ray_worker import Facts, Task
 from ojak.errors import OjakError, UsageError
@@ -80,6 +81,10 @@ class RayEngine:
     @property
     def special_tokens(self) -> tuple[str, ...]:
         return self._facts.special_tokens
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self._ask("stop_ids")
 
     @property
     def context_tokens(self) -> int | None:

@@ -12,63 +12,16 @@ import contextlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ojak._files import disk_errors, remove
+from ojak.engines.completions import completion_of
 from ojak.errors import Locked, UsageError
-from ojak.ledger import Entry, Ledger, request_key
+from ojak.ledger import Ledger
 from ojak.model.request import Completion, Request
 
 LOCK_WAIT_S = 60.0  # for a process that Ray has given up to be gone; some file systems free locks only then
 SIGN = "folder-of-this-run"  # a file by which a worker knows that it sees the driver's folder
-_IN_COLUMNS = ("request", "text", "finish_reason", "prompt_tokens")
-_IN_PAYLOAD = tuple(item.name for item in fields(Completion) if item.name not in _IN_COLUMNS)
-_TUPLES = ("token_ids", "logprobs")
-
-
-def key_of(request: Request, identity: dict[str, Any]) -> str:
-    """Names a request by everything that shapes its completion; its length may grow (`Ledger.get`)."""
-    return request_key(
-        prompt=request.prompt,
-        sampling=request.sampling.to_dict(),
-        seed=request.seed,
-        stop_ids=request.stop_ids,
-        stop_strings=request.stop_strings,
-        logprobs=request.logprobs,
-        identity=identity,
-    )
-
-
-def entry_of(key: str, completion: Completion, number: int) -> Entry:
-    """A completion as a worker's ledger keeps it; `number` is its place in the order in which it was asked."""
-    payload = {name: getattr(completion, name) for name in _IN_PAYLOAD}
-    return Entry(
-        key=key,
-        row=number,
-        kind="request",
-        state="ok",
-        max_tokens=completion.request.max_tokens,
-        finish_reason=completion.finish_reason,
-        text=completion.text,
-        token_count=len(completion.token_ids),
-        prompt_tokens=completion.prompt_tokens,
-        payload=payload,
-    )
-
-
-def completion_of(entry: Entry, request: Request) -> Completion:
-    """The completion that `entry_of` kept."""
-    kept = {name: entry.payload[name] for name in _IN_PAYLOAD if name in entry.payload}
-    kept |= {name: tuple(kept[name]) for name in _TUPLES if kept.get(name) is not None}
-    return Completion(
-        request=request,
-        text=entry.text,
-        finish_reason=entry.finish_reason or "",
-        prompt_tokens=entry.prompt_tokens,
-        **kept,
-    )
 
 
 @contextmanager

@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 
 from ojak._code import version
 from ojak.engines.base import Capabilities, Engine, Scored
-from ojak.engines.ray_ledgers import entry_of, worker_ledger
+from ojak.engines.completions import entry_of
+from ojak.engines.ray_ledgers import worker_ledger
 from ojak.errors import OjakError
 from ojak.ledger import Ledger
 from ojak.model.request import Completion, Request
 
-LEAST_QUEUED = (
-    8  # requests; beyond that as many as the engine works on, so that a full batch is refilled from here
-)
+LEAST_QUEUED = 8  # requests; else as many as the engine works on, so that a full batch is refilled from here
 PATIENCE_S = 0.05  # a call with nothing to tell returns after this
 STARVING_S = 0.005  # ... and sooner where the queue is empty and the driver may have more
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

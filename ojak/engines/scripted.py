@@ -52,6 +52,7 @@ class ScriptedEngine:
     capabilities = Capabilities(raw_prompt=True, seed=True, stop_ids=True, scores=True)
 
     context_tokens: int | None = None
+    stop_ids: tuple[int, ...] = (0,)
 
     def __init__(
         self, answers: Answer | Iterable[str] | None = None, *, slots: int = 8, shuffle_seed: int = 0

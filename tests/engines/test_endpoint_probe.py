@@ -74,6 +74,7 @@ def test_a_llama_cpp_server_lends_its_template_and_tokenizer() -> None:
             "<|im_end|>\n<|im_start|>assistant\n",
         )
         assert set(engine.special_tokens) == {"<|im_start|>", "<|im_end|>"}
+        assert set(engine.stop_ids) <= set(prefix.stop_ids)
         assert engine.count_tokens("<|im_start|>abc") == 4
         body = sent(engine, server)
     assert body["prompt"] == prefix.pre_query
@@ -236,7 +237,7 @@ def test_nobody_there() -> None:
 
 def test_a_key_that_is_missing_is_named(tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultyServer(key="canary-0123456789") as server:
-        with pytest.raises(EngineUnavailable) as caught:
+        with pytest.raises(EngineUnavailable, match="does not let us in") as caught:
             open_(server, tokenizer)
         assert "401" in caught.value.why
         assert "OJAK_ENDPOINT_KEY" in caught.value.fix

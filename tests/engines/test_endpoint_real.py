@@ -1,4 +1,4 @@
-"""The same Magpie run over a real llama.cpp server as over the native engine."""
+"""The same Magpie run over the native engine, a real llama.cpp server, and a worker of Ray."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from ojak.artifact import Artifact, verify
 from ojak.engines.endpoint import EndpointEngine
 from ojak.errors import EngineUnavailable
 from ojak.model import hub
 from ojak.model.request import Request
+from ojak.rules import MAGPIE_RULES, RESPONSE_RULES
 from ojak.synthesize.config import MagpieConfig
 from ojak.synthesize.run import synthesize_magpie
+from scripted_runs import data
 
 MODEL = "smollm2-135m-instruct"
 ROWS = 8
@@ -50,11 +53,37 @@ def run(out: Path, **more: object) -> Artifact:
     return synthesize_magpie(MagpieConfig(out=out, **{**settings, **more}))  # type: ignore[arg-type]
 
 
-def test_the_same_run_gives_a_data_set_of_the_same_kind(url: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def native(url: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run(tmp_path_factory.mktemp("real") / "native")
+
+
+def kind(artifact: Artifact) -> tuple[object, ...]:
+    """What a reader of the data meets, whatever stands in it."""
+    rows = {record.meta["row"]: record for record in (*artifact.records(), *artifact.rejected())}
+    assert set(rows) == set(range(ROWS))
+    tables = {path.parent.name: str(parquet.read_schema(path)) for path in artifact.path.rglob("*.parquet")}
+    engine = {"engine", "seconds", "tokens_per_s", "loading_seconds", "ledger_seconds", "stopped", "pending"}
+    names = sorted(name for name in artifact.stats if name not in engine)
+    reasons = {rule.name for rule in (*MAGPIE_RULES, *RESPONSE_RULES)} | {"duplicate_exact", "duplicate_near"}
+    assert set(artifact.counts["rejected"]) <= reasons
+    return artifact.manifest["kind"], tables, names, sorted(artifact.counts)
+
+
+def test_a_worker_of_ray_writes_the_native_engine_s_data(native: Artifact, tmp_path: Path) -> None:
+    """The same bytes, and so the same kind."""
+    pytest.importorskip("ray")
+    rayed = run(tmp_path / "ray", engine="ray", workers=1)
+    verify(tmp_path / "ray")
+    assert data(rayed) == data(native)
+    assert kind(rayed) == kind(native)
+
+
+def test_the_same_run_gives_a_data_set_of_the_same_kind(native: Artifact, url: str, tmp_path: Path) -> None:
     """The same rows, prompts and seeds; texts differ, since other code draws them."""
-    native = run(tmp_path / "native")
     served = run(tmp_path / "served", engine="endpoint", url=url)
     verify(tmp_path / "served")
+    assert kind(served) == kind(native)
     for artifact in (native, served):
         counts = artifact.counts
         assert counts["rows"] == ROWS == counts["accepted"] + sum(counts["rejected"].values())

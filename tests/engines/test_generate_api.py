@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from ojak.errors import InputRefused, ResourceExhausted, UsageError
 from ojak.model.generate import LADDER
 from ojak.model.invariance import Invariance
 from ojak.model.load import Model
-from ojak.model.request import Request
+from ojak.model.request import Request, Sampling
 from ojak.model.tokenizer import Tokenizer
 
 JOINED = 258  # "[xyz]", one token
@@ -151,6 +152,7 @@ def test_an_empty_prompt_is_refused_and_the_next_call_works(alphabet: Model, emp
     "bad",
     [
         {"max_tokens": -3},
+        {"temperature": -1},
         {"temperature": float("nan")},
         {"temperature": 1000.0},
         {"top_p": 0.0},
@@ -161,6 +163,23 @@ def test_an_empty_prompt_is_refused_and_the_next_call_works(alphabet: Model, emp
 def test_settings_out_of_range_are_refused(random_model: Model, bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(bad))):
         generate(random_model, ["a"], **{"max_tokens": 4, **bad})
+
+
+@pytest.mark.parametrize(
+    ("bad", "allowed"),
+    [
+        ({"temperature": -1}, "temperature = -1 .*0 or more and below 100"),
+        ({"top_p": 1.5}, "top_p = 1.5 .*above 0 and at most 1"),
+        ({"top_k": -2}, "top_k = -2 .*0 or more"),
+        ({"min_p": 2}, "min_p = 2 .*from 0 to 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty = 0 .*above 0 and below 100"),
+        ({"first_temperature": 100}, "first_temperature = 100 .*0 or more and below 100"),
+    ],
+)
+def test_the_range_is_told(bad: dict[str, Any], allowed: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Sampling(**bad)
+    assert re.search(allowed, str(caught.value), re.DOTALL)
 
 
 # -- memory and batch sizes ---------------------------------------------------------------------------------------------

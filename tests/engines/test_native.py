@@ -177,6 +177,7 @@ def test_what_an_engine_says_of_itself(model: Model) -> None:
     assert engine.count_tokens("abc") == 4
     assert engine.first_tokens(["b", "", "abc", "a"]) == (97, 98)
     assert set(engine.special_tokens) == {"<s>", "</s>"}
+    assert engine.stop_ids == (tiny.EOS,)
     list(engine.generate(iter([Request(prompt=(1,), max_tokens=2)]), longest=3))
     stats = engine.stats()
     assert stats["slots"] >= 1

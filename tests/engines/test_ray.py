@@ -118,6 +118,7 @@ def test_it_answers_as_one_engine_does_and_both_workers_work(
     assert engine.identity == alone.identity
     assert engine.capabilities == alone.capabilities
     assert engine.special_tokens == alone.special_tokens
+    assert engine.stop_ids == alone.stop_ids
     assert engine.chat_prefix("Be brief.") == alone.chat_prefix("Be brief.")
     assert engine.count_tokens("one two three") == 3
     assert engine.first_tokens(["a", "b"]) == (0, 1)
@@ -258,6 +259,7 @@ def test_work_that_is_left_goes_on_from_the_ledgers(tmp_path: Path, log: Path, o
     until(lambda: asked(log).total() >= 20)
     killed = set(processes(log))
     begun.close()  # type: ignore[attr-defined]
+    assert engine.count_tokens("not asked before") == 3, "others have come to life"
     everything = told(engine.generate(iter(requests(100)), longest=100))
     assert len(everything) == 100
     assert {done.request.tag: done.text for done in first}.items() <= {

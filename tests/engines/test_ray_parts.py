@@ -8,14 +8,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ojak._code import version
 from ojak.engines import ray_ledgers
+from ojak.engines.completions import completion_of, entry_of, key_of
 from ojak.engines.open import EngineSpec, open_engine
 from ojak.engines.ray_cluster import Room
-from ojak.engines.ray_ledgers import WorkerLedgers, completion_of, entry_of, key_of, worker_ledger
+from ojak.engines.ray_crew import Crew, Member
+from ojak.engines.ray_ledgers import WorkerLedgers, worker_ledger
 from ojak.engines.ray_worker import LEAST_QUEUED, Facts, Share, Task, Worker
 from ojak.engines.scripted import ScriptedEngine, scripted_text
 from ojak.errors import EngineUnavailable, Locked, OjakError, UsageError
@@ -245,6 +249,42 @@ def test_a_failure_is_told_but_not_kept(tmp_path: Path) -> None:
     worker.finish()
     with Ledger(tmp_path / "a.sqlite") as ledger:
         assert not ledger.counts(), "the caller may want to ask it again"
+
+
+# -- the crew, on a cluster that is a script -----------------------------------------------------------------------------
+
+
+class Lost(Exception):
+    """Stands for Ray's errors."""
+
+
+class Opening:
+    """Stands for Ray: a worker whose engine takes forty looks to open, and then counts to three."""
+
+    exceptions = SimpleNamespace(RayError=Lost, RayTaskError=Lost)
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.look = SimpleNamespace(remote=lambda *_asked: "answer")
+
+    def wait(self, calls: list[str], **_options: object) -> tuple[list[str], list[str]]:
+        self.looks += 1
+        return (calls, []) if self.looks > 40 else ([], calls)
+
+    def get(self, call: str) -> object:
+        alone = ScriptedEngine()
+        facts = Facts(version(), alone.identity, alone.capabilities, alone.special_tokens, alone.provenance())
+        return 3 if call == "answer" else facts
+
+
+def test_a_question_waits_for_a_worker_that_is_coming_to_life() -> None:
+    """A model may take a minute to load after a death: that is no worker that keeps dying."""
+    ray = Opening()
+    cluster: Any = SimpleNamespace(ray=ray, room=lambda: Room((2,), 0))
+    crew = Crew(cluster, ScriptedEngine, 1, WorkerLedgers(None), wants_gpu=False)
+    crew.members = [Member(0, actor=ray, phase="opening", call="open", since=time.monotonic())]
+    assert crew.ask("count_tokens", "a b c") == 3
+    assert ray.looks > 40
 
 
 # -- what each one gets -----------------------------------------------------------------------------------------------
