@@ -13,6 +13,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,13 +266,31 @@ def _license(folder: Path) -> str | None:
 def save(
     folder: Path | str, config: Mapping[str, Any], tensors: Iterable[tuple[str, torch.Tensor]],
     tokenizer: Tokenizer | None = None, chat_template: str | None = None,
-    generation_config: Mapping[str, Any] | None = None, max_shard_bytes: int = 5 << 30,
+    generation_config: Mapping[str, Any] | None = None, max_shard_bytes: int = 5 << 30, card: str | None = None,
 ) -> Path:  # fmt: skip
     """Write a folder that `transformers`, vLLM and `read` load. It appears whole or not at all.
 
     tensors: (Hugging Face name, tensor), written in shards of up to max_shard_bytes; one shard is in memory at a time.
-    With `tie_word_embeddings`, an `lm_head.weight` is not stored. Raises TargetExists, ResourceExhausted (disk full),
-    UsageError (a name twice).
+    With `tie_word_embeddings`, an `lm_head.weight` is not stored. card: the README.md. Raises TargetExists,
+    ResourceExhausted (disk full), UsageError (a name twice).
+    """
+    with new_folder(folder) as staging:
+        kept = (
+            (n, t) for n, t in tensors if not (config.get("tie_word_embeddings") and n == "lm_head.weight")
+        )
+        _save_weights(staging, kept, max_shard_bytes)
+        write_json(staging / "config.json", config)
+        save_text_side(staging, config, tokenizer, chat_template, generation_config)
+        if card is not None:
+            write_text(staging / "README.md", card)
+    return Path(folder).absolute()
+
+
+@contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """A place beside `folder` to write to, which gets its name at the end, or is removed if anything fails.
+
+    Raises TargetExists if there is something under that name, ResourceExhausted if the disk is full.
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -279,15 +298,7 @@ def save(
     staging = folder.with_name(f".{folder.name}.staging-{uuid.uuid4().hex}")
     try:
         staging.mkdir(parents=True)
-        kept = (
-            (n, t) for n, t in tensors if not (config.get("tie_word_embeddings") and n == "lm_head.weight")
-        )
-        _save_weights(staging, kept, max_shard_bytes)
-        _write_json(staging / "config.json", config)
-        if generation_config is not None:
-            _write_json(staging / "generation_config.json", generation_config)
-        if tokenizer is not None:
-            _save_tokenizer(staging, config, tokenizer, chat_template)
+        yield staging
         _sync(staging)
         staging.rename(folder)
         _sync(folder.parent)
@@ -301,7 +312,6 @@ def save(
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # renamed away if all went well
-    return folder
 
 
 def _says_disk_full(error: Exception) -> bool:
@@ -336,14 +346,11 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def _save_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor]) -> dict[str, int]:
-    from safetensors.torch import save_file
+    from ojak.model.tensor_files import form_of, in_order, write_tensors
 
-    path = folder / f"shard-{number}"
-    # Views would write their whole storage, or be refused for sharing it.
-    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(own, path, metadata={"format": "pt"})
-    _sync(path)
-    return {name: _bytes(tensor) for name, tensor in own.items()}
+    forms = {name: form_of(tensor) for name, tensor in tensors.items()}
+    write_tensors(folder / f"shard-{number}", forms, (tensors[name] for name in in_order(forms)))
+    return {name: _bytes(tensor) for name, tensor in tensors.items()}
 
 
 def _name_shards(folder: Path, shards: list[dict[str, int]]) -> None:
@@ -357,13 +364,19 @@ def _name_shards(folder: Path, shards: list[dict[str, int]]) -> None:
         weight_map |= dict.fromkeys(names, file)
     total = sum(sum(names.values()) for names in shards)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
-def _save_tokenizer(
-    folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, chat_template: str | None
-) -> None:
-    (folder / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
+def save_text_side(
+    folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer | None, chat_template: str | None,
+    generation_config: Mapping[str, Any] | None,
+) -> None:  # fmt: skip
+    """Tokenizer, template and ends of a text, as `transformers` reads them."""
+    if generation_config is not None:
+        write_json(folder / "generation_config.json", generation_config)
+    if tokenizer is None:
+        return
+    write_text(folder / "tokenizer.json", tokenizer.to_json())
     pad = config.get("pad_token_id")
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -373,17 +386,21 @@ def _save_tokenizer(
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.get("max_position_embeddings"),
     }
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json", {key: value for key, value in values.items() if value is not None}
     )
-    _sync(folder / "tokenizer.json")
     if chat_template is not None:
-        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
-        _sync(folder / "chat_template.jinja")
+        write_text(folder / "chat_template.jinja", chat_template)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file, on the disk when this returns."""
+    write_text(path, json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, on the disk when this returns."""
+    path.write_text(text, "utf-8")
     _sync(path)
 
 

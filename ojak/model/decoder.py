@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ojak.errors import InputRefused
 from ojak.model.attention import CausalAttention, softcap
+from ojak.model.gradients import Norm, Rotate, turn
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 LIMITS = {
@@ -165,6 +166,8 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return Norm.apply(x, self.weight, self.eps, self.offset)  # pyright: ignore[reportReturnType]
         if not self.offset:
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float() + self.offset, self.eps).type_as(x)
@@ -253,6 +256,7 @@ class Trunk(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
+        self.recompute = False  # gradient checkpointing: keep each layer's input only, and compute it twice
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor, attend: Attend) -> Tensor:
         config = self.config
@@ -262,7 +266,10 @@ class Trunk(nn.Module):
         bases = {config.rope_base(i) for i in range(config.num_hidden_layers)}
         cos_sin = {base: rope_cos_sin(config, base, positions_BT) for base in bases}
         for i, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, cos_sin[config.rope_base(i)], attend)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD = _recomputed(layer, x_BTD, cos_sin[config.rope_base(i)], attend)
+            else:
+                x_BTD = layer(x_BTD, cos_sin[config.rope_base(i)], attend)
         return self.norm(x_BTD)
 
 
@@ -298,6 +305,17 @@ class Decoder(nn.Module):
         return softcap(self.lm_head(x_BTD), self.config.final_logit_softcapping)
 
 
+def _recomputed(
+    layer: nn.Module, x_BTD: Tensor, cos_sin_BT1E: tuple[Tensor, Tensor], attend: Attend
+) -> Tensor:
+    """A layer of which only the input is kept for the backward pass (arXiv 1604.06174)."""
+    from torch.utils.checkpoint import checkpoint
+
+    out = checkpoint(layer, x_BTD, cos_sin_BT1E, attend, use_reentrant=False)
+    assert isinstance(out, Tensor)
+    return out
+
+
 def rope_cos_sin(config: DecoderConfig, base: float, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines, float32, each (B, T, 1, E/2), of rotary position embedding (arXiv 2104.09864)."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions_BT.device)
@@ -321,9 +339,6 @@ def scale_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor
 
 def rotate(x_BTHE: Tensor, cos_BT1E: Tensor, sin_BT1E: Tensor) -> Tensor:
     """Turns each pair (x_i, x_{i + E/2}) by its angle; float32 inside."""
-    first, second = x_BTHE.float().chunk(2, dim=-1)
-    turned = (
-        torch.addcmul(first * cos_BT1E, second, sin_BT1E, value=-1),
-        torch.addcmul(second * cos_BT1E, first, sin_BT1E),
-    )
-    return torch.cat(turned, dim=-1).type_as(x_BTHE)
+    if torch.is_grad_enabled() and x_BTHE.requires_grad:
+        return Rotate.apply(x_BTHE, cos_BT1E, sin_BT1E)  # pyright: ignore[reportReturnType]
+    return turn(x_BTHE, cos_BT1E, sin_BT1E)

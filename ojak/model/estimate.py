@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ojak.model import checkpoint, gguf
 from ojak.model.config import config_from_hf
 from ojak.model.decoder import Decoder
 from ojak.model.load import default_dtype
 from ojak.model.memory import available_bytes
-from ojak.model.source import Source
 
 ROWS, WIDTH = 256, 2048  # of the product that is timed: a batch of 256 rows
 MEASURE_S = 0.3
+EFFICIENCY = 0.35  # of the machine's matrix rate, reached by decoding on two cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +35,6 @@ def machine() -> Machine:
     return Machine(str(device), str(default_dtype(device)).removeprefix("torch."), available_bytes(device))
 
 
-def read_source(path: Path) -> Source:
-    """The files at `path`, checked and described, the weights unread. Raises InputRefused."""
-    return checkpoint.read(path) if path.is_dir() else gguf.read(path)
-
-
 def parameters(config: Mapping[str, Any]) -> tuple[int, int]:
     """(all weights, those that each token is multiplied with) of a Hugging Face configuration.
 
@@ -49,11 +42,15 @@ def parameters(config: Mapping[str, Any]) -> tuple[int, int]:
     """
     read = config_from_hf(config)
     with torch.device("meta"):
-        decoder = Decoder(read)
+        return parameters_of(Decoder(read))
+
+
+def parameters_of(decoder: Decoder) -> tuple[int, int]:
+    """The same of a decoder."""
     every = sum(weight.numel() for weight in decoder.parameters())
     embedding = decoder.model.embed_tokens.weight.numel()
     tied = decoder.lm_head.weight is decoder.model.embed_tokens.weight
-    if read.tie_word_embeddings:
+    if decoder.config.tie_word_embeddings:
         every -= 0 if tied else embedding
         return every, every
     return every, every - embedding
@@ -76,3 +73,8 @@ def matrix_rate(seconds: float = MEASURE_S) -> float:
             _ = product[0, 0].item()  # waits for a GPU
             best = min(best, time.perf_counter() - begin)
     return 2 * ROWS * WIDTH * WIDTH / best
+
+
+def token_rate(multiplied: int, flops: float) -> float:
+    """Tokens a second that a model may be expected to read and write with `flops` (`matrix_rate`)."""
+    return flops * EFFICIENCY / (2 * multiplied)

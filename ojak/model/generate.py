@@ -16,6 +16,7 @@ and one length.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -99,12 +100,10 @@ class Generator:
         self.shape = shape
         share = max(1, torch.get_num_threads() // lanes)
         self.pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(share,))
+        self.halted = threading.Event()
         kept = KeptContexts(KEPT_TOKENS * shape.slots * lanes)
         self.lanes = [Lane(decoder, tokenizer, encode, shape, kept) for _ in range(lanes)]
-        first = self.lanes[0].cache
-        self.found = Invariance()
-        if not strict:
-            self.found = self.pool.submit(check_invariance, decoder, first, LADDER).result()
+        self.found = Invariance() if strict else self._check(decoder)
         self.sizes = sorted({shape.slots, *self.found.sizes})
         for lane in self.lanes:
             lane.sizes, lane.found = self.sizes, self.found
@@ -123,6 +122,20 @@ class Generator:
         """Ends the lanes' threads."""
         self.pool.shutdown()
 
+    def halt(self) -> None:
+        """Ends `run` from any thread, with rows in flight: as soon as the lanes are done with a tile or a step."""
+        self.halted.set()
+
+    def _check(self, decoder: Decoder) -> Invariance:
+        """The start-up check, in a lane's thread; whoever is interrupted here need not wait for its end."""
+        checking = self.pool.submit(check_invariance, decoder, self.lanes[0].cache, LADDER, self.halted)
+        try:
+            return checking.result()
+        except BaseException:
+            self.halt()
+            self.close()
+            raise
+
     def run(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
         """Yields completions in the order in which they finish.
 
@@ -130,9 +143,12 @@ class Generator:
         says so while nothing is in flight; then it may wait for a request, as that of a server does.
         """
         working: dict[Future[list[Completion]], Lane] = {}
-        more = True
+        more, halted = True, threading.Event()
+        self.halted = halted
+        for lane in self.lanes:
+            lane.halted = halted
         try:
-            while True:
+            while not halted.is_set():
                 idle = [lane for lane in self.lanes if lane not in working.values()]
                 more = more and self._refill(idle, requests)
                 self._level(idle)
@@ -145,6 +161,7 @@ class Generator:
                     del working[future]
                     yield from future.result()
         finally:
+            halted.set()  # a lane may have the prompts of all its slots before it, which nobody wants any more
             wait(working)
             for lane in self.lanes:
                 lane.clear()
@@ -197,6 +214,7 @@ class Lane:
         self.arriving: deque[Carried] = deque()
         self.prefixes = PrefixPool(decoder, self.cache)
         self.kept = kept  # shared by all lanes
+        self.halted = threading.Event()  # that of the run under way
         self.sizes, self.found = [shape.slots], Invariance()
         self.steps = self.drawn = 0
 
@@ -230,18 +248,18 @@ class Lane:
 
     @torch.inference_mode()
     def advance(self) -> list[Completion]:
-        """Refills, prefills and makes one step. Returns what finished."""
+        """Refills, prefills and makes one step. Returns what finished; nothing where it was halted."""
         free = (i for i, slot in enumerate(self.slots) if slot is None)
         while self.arriving and self._settle(next(free), self.arriving[0]):
             self.arriving.popleft()
-        while self.waiting and (slot := self._enter(self.waiting[0])):
+        while self.waiting and not self.halted.is_set() and (slot := self._enter(self.waiting[0])):
             index = next(free)
             self.slots[index] = slot
             self._reuse(index, slot)
             del self.waiting[0]
         if self.found.tiled:
             self._prefill()
-        return self._step()
+        return [] if self.halted.is_set() else self._step()
 
     def _settle(self, index: int, carried: Carried) -> bool:
         """Gives a row from another lane its slot; False while its prefix has no room here."""
@@ -320,7 +338,7 @@ class Lane:
 
     def _prefill(self) -> None:
         """Feeds the longer prompts of all slots up to their last token, in tiles of up to PREFILL_TOKENS."""
-        while pieces := self._next_tile():
+        while not self.halted.is_set() and (pieces := self._next_tile()):
             self._feed(pieces)
 
     def _next_tile(self) -> list[Piece]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -173,13 +173,14 @@ def _llama3_scaling(config: dict[str, Any], factors: Sequence[float]) -> dict[st
     for factor, low, high, length in LLAMA3_SCALINGS:
         scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
         scaling["original_max_position_embeddings"] = length
-        expected = _llama3_divisors(config["rope_theta"], config["head_dim"], scaling)
+        expected = llama3_divisors(config["rope_theta"], config["head_dim"], scaling)
         if len(expected) == len(factors) and np.allclose(expected, factors, rtol=1e-3):
             return scaling
     _refuse("its rope_freqs.weight is not that of Llama 3.1 or 3.2")
 
 
-def _llama3_divisors(theta: float, head_dim: int, scaling: dict[str, Any]) -> np.ndarray:
+def llama3_divisors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> np.ndarray:
+    """What `rope_freqs.weight` holds: the divisor of each frequency, (head_dim / 2)."""
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

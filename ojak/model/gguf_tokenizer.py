@@ -21,6 +21,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 END_OF_TURN = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
 )  # fmt: skip
+NO_TOKEN = (-1, 2**32 - 1)  # what writers put where a model has no such token: llama.cpp's LLAMA_TOKEN_NULL
 MAX_MERGEABLE = 512  # characters of a SentencePiece token; the work on one is quadratic in its length
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -109,9 +110,14 @@ def _types(metadata: dict[str, Any], count: int) -> list[int]:
 
 
 def _special_id(metadata: dict[str, Any], role: str, tokens: Sequence[str]) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{role}_token_id")
-    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(tokens)
-    return value if known else None
+    """The id of the token with this role, None where there is none. Raises InputRefused for the id of no token."""
+    key = f"tokenizer.ggml.{role}_token_id"
+    value = metadata.get(key)
+    if value is None or value in NO_TOKEN:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(tokens):
+        _refuse(f"its {key} is {str(value)[:40]}, which is none of its {len(tokens)} tokens")
+    return value
 
 
 def _adds_bos(metadata: dict[str, Any]) -> bool:

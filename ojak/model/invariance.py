@@ -6,12 +6,14 @@ longer masked cache or a prefill tile only where that leaves each row's result b
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ojak.errors import OjakError
 from ojak.model.cache import (
     LEAST_COLUMNS,
     LENGTH_STEP,
@@ -47,13 +49,19 @@ class Invariance:
 
 
 @torch.inference_mode()
-def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -> Invariance:
-    """Runs the first layer of each kind and the output layer on random rows, in each shape, and compares the bits."""
+def check_invariance(
+    decoder: Decoder, cache: SlotCache, sizes: Sequence[int], halted: threading.Event | None = None
+) -> Invariance:
+    """Runs the first layer of each kind and the output layer on random rows, in each shape, and compares the bits.
+
+    Takes seconds, on a busy machine many; once `halted` is set, it ends with an OjakError.
+    """
     slots = cache.shape.slots
     smaller = [size for size in sizes if LEAST_COLUMNS <= size < slots]
     same, tiled, reusable, shares = set(smaller), True, True, True
     layers = {window: i for i, window in reversed(list(enumerate(cache.windows)))}.values()
-    probes = [_Probe(decoder, cache, layer) for layer in layers]
+    halted = halted or threading.Event()
+    probes = [_Probe(decoder, cache, layer, halted) for layer in layers]
     for probe in probes:
         full = probe.decode(slots, FILLED + 1)
         same = {size for size in same if torch.equal(full[:size], probe.decode(size, FILLED + 1))}
@@ -74,8 +82,8 @@ def check_invariance(decoder: Decoder, cache: SlotCache, sizes: Sequence[int]) -
 
 
 class _Probe:
-    def __init__(self, decoder: Decoder, cache: SlotCache, layer: int) -> None:
-        self.decoder, self.cache, self.layer = decoder, cache, layer
+    def __init__(self, decoder: Decoder, cache: SlotCache, layer: int, halted: threading.Event) -> None:
+        self.decoder, self.cache, self.layer, self.halted = decoder, cache, layer, halted
         random = torch.Generator().manual_seed(0)
         like = decoder.model.embed_tokens.weight
         rows = max(cache.shape.slots, PREFILL_TOKENS)
@@ -87,7 +95,12 @@ class _Probe:
             size = kept[:, :, : self.filled].shape
             kept[:, :, : self.filled] = torch.randn(size, generator=random).to(like)
 
+    def _go_on(self) -> None:
+        if self.halted.is_set():
+            raise OjakError("the start-up check was ended before its time")
+
     def _run(self, x_ND: Tensor, positions: Sequence[int], attend: Attend) -> Tensor:
+        self._go_on()
         config = self.decoder.config
         positions_BT = torch.tensor([positions], device=x_ND.device)
         cos_sin = rope_cos_sin(config, config.rope_base(self.layer), positions_BT)
@@ -100,6 +113,7 @@ class _Probe:
         Behind a residual sum rounded to bf16, most bits that differ are not seen.
         """
         for place, (part, width) in enumerate(self._linear_parts()):
+            self._go_on()
             x_ND, full = self._reference(place, part, width, reference)
             wanted = max(size, -(-EVIDENCE // full.shape[-1]))
             compared = wanted - wanted % size
@@ -140,7 +154,11 @@ class _Probe:
         """The sizes at which the output layer gives each row what it gives in the whole batch."""
         x_ND = self.decoder.model.norm(self.x_ND[: self.cache.shape.slots])
         full = self.decoder.logits(x_ND)
-        return {size for size in sizes if torch.equal(full[:size], self.decoder.logits(x_ND[:size]))}
+        return {size for size in sizes if torch.equal(full[:size], self._logits(x_ND[:size]))}
+
+    def _logits(self, x_ND: Tensor) -> Tensor:
+        self._go_on()
+        return self.decoder.logits(x_ND)
 
     def prefill_agrees(self) -> bool:
         """A piece of a prompt: in a tile of its own, in a small one, behind another row's tokens, and cut in two."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -10,14 +11,16 @@ from pathlib import Path
 import torch
 
 from ojak.errors import InputRefused, ResourceExhausted, UsageError
-from ojak.model import checkpoint, gguf, hub
+from ojak.model import checkpoint, gguf, hub, lora
 from ojak.model.config import config_from_hf, config_to_hf
 from ojak.model.decoder import Decoder, DecoderConfig
+from ojak.model.files import combined_sha256
 from ojak.model.memory import available_bytes, keep_freed_memory
 from ojak.model.source import Source
 from ojak.model.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ADAPTER_FILES = (lora.CONFIG_FILE, lora.WEIGHTS_FILE, "chat_template.jinja", "generation_config.json")
 Notify = Callable[[str], None]
 
 
@@ -47,16 +50,19 @@ class Model:
     def device(self) -> torch.device:
         return self.decoder.model.embed_tokens.weight.device
 
-    def save(self, folder: Path | str) -> Path:
-        """Writes a Hugging Face folder that transformers and vLLM load. Raises TargetExists if it is there."""
+    def save(self, folder: Path | str, *, card: str | None = None) -> Path:
+        """Writes a Hugging Face folder that transformers and vLLM load, with `card` as its README.md, if any.
+
+        Raises TargetExists if it is there.
+        """
         tied = self.config.tie_word_embeddings
         tensors = (
             (n, t) for n, t in self.decoder.state_dict().items() if not (tied and n == "lm_head.weight")
         )
         stops = {"eos_token_id": list(self.stop_ids), "bos_token_id": self.tokenizer.bos_id}
         return checkpoint.save(
-            Path(folder), config_to_hf(self.config), tensors, self.tokenizer, self.chat_template, stops
-        )
+            Path(folder), config_to_hf(self.config), tensors, self.tokenizer, self.chat_template, stops, card=card
+        )  # fmt: skip
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -77,6 +83,8 @@ def load_model(
 ) -> Model:
     """Loads a model by name (`ojak models list`), from a GGUF file or from a Hugging Face folder.
 
+    A folder with an adapter of `peft` or `ojak train` (LoRA, DoRA) gives its base model with the adapter merged in
+    float32. It is refused where it does not fit, or belongs to another version of its base.
     dtype: bfloat16 where the hardware has it, else float32. device: CUDA if there is one, else the CPU.
     Raises UsageError for an unknown name or that of an embedding model, InputRefused for files that cannot be used,
     ResourceExhausted if the weights do not fit the free memory. Nothing in a model's files is ever executed.
@@ -88,17 +96,28 @@ def from_source(
     source: Source, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> Model:
     """Builds the model that `read_source` described; dtype, device and errors as in `load_model`."""
-    where = _device(device)
+    where = asked_device(device)
     if dtype is not None and dtype not in (*DTYPES, *DTYPES.values()):
         raise UsageError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype] if isinstance(dtype, str) else dtype or default_dtype(where)
+    model = without_weights(source)
+    return replace(model, decoder=_decoder(model.config, source, kind, where))
+
+
+def without_weights(source: Source) -> Model:
+    """The model that `read_source` described, its decoder on the meta device: shapes and no numbers.
+
+    Raises InputRefused for a configuration that is not supported, or a tokenizer that does not fit it.
+    """
     config = config_from_hf(source.config)
     _check_vocabulary(source, config.vocab_size)
+    with torch.device("meta"):
+        decoder = Decoder(config)
     return Model(
         name=source.name,
         config=config,
         tokenizer=source.tokenizer,
-        decoder=build(config, source, kind, where),
+        decoder=decoder,
         chat_template=source.chat_template,
         stop_ids=source.stop_ids,
         sha256=source.sha256,
@@ -107,7 +126,15 @@ def from_source(
     )
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def _decoder(config: DecoderConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The decoder, with the source's adapters merged before its weights are rounded to `dtype`."""
+    decoder = build(config, source, torch.float32 if source.adapters else dtype, device)
+    for folder in source.adapters:
+        lora.merge_adapter(decoder, folder)
+    return decoder.to(dtype)
+
+
+def asked_device(device: torch.device | str | None) -> torch.device:
     """The device asked for, if it is here; by default CUDA where there is one, else the CPU."""
     try:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -125,13 +152,52 @@ def read_source(
     *,
     accept_license: Collection[str] = (),
     notify: Notify | None = None,
+    offline: bool | None = None,
 ) -> Source:
-    """A model's files, checked and described, its weights not yet read. Errors as in `load_model`."""
+    """A model's files, checked and described, its weights not yet read. Errors as in `load_model`.
+
+    offline: True looks on this machine only, for an adapter's base, too; None does what OJAK_OFFLINE says.
+    """
     _refuse_embedder(os.fspath(name_or_path))
-    path = hub.find(name_or_path, accept_license=accept_license, notify=notify)
+    path = hub.find(name_or_path, accept_license=accept_license, notify=notify, offline=offline)
+    found: list[tuple[Path, lora.Adapter]] = []
+    while lora.is_adapter(path):
+        if any(folder == path for folder, _ in found):
+            raise InputRefused(
+                f"the adapter {path} is made for itself", why="its base model leads back to it"
+            )
+        found.append((path, lora.read_adapter(path)))
+        base = found[-1][1].base
+        path = hub.find(base, accept_license=accept_license, notify=notify, offline=offline)
     source = checkpoint.read(path) if path.is_dir() else gguf.read(path)
-    known = str(name_or_path) in hub.KNOWN
-    return replace(source, name=str(name_or_path)) if known else source
+    if str(name_or_path) in hub.KNOWN:
+        source = replace(source, name=str(name_or_path))
+    for folder, adapter in reversed(found):
+        source = _with_adapter(source, folder, adapter)
+    return source
+
+
+def _with_adapter(source: Source, folder: Path, adapter: lora.Adapter) -> Source:
+    """The base model of an adapter, with what the adapter's folder says of templates and ends of a text."""
+    if adapter.base_sha256 not in (None, source.sha256):
+        raise InputRefused(
+            f"the adapter {folder} was made for another version of {adapter.base}",
+            why=f"the SHA-256 of its base was {adapter.base_sha256}, that of {source.path} is {source.sha256}",
+            fix="put the files that it was trained on back into their place",
+        )
+    stop_ids = source.stop_ids
+    if (folder / "generation_config.json").is_file():
+        stop_ids = checkpoint.read_stop_ids(folder, source.config, source.tokenizer)
+    files = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
+    return replace(
+        source,
+        name=folder.name,
+        path=folder,
+        chat_template=checkpoint.read_chat_template(folder) or source.chat_template,
+        stop_ids=stop_ids,
+        sha256=hashlib.sha256(f"{source.sha256} {combined_sha256(files, folder)}".encode()).hexdigest(),
+        adapters=(*source.adapters, folder),
+    )
 
 
 def _check_vocabulary(source: Source, rows: int) -> None:

@@ -28,18 +28,22 @@ class Sampling:
     banned_first: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        fine = {
-            "temperature": 0 <= self.temperature < 100,
-            "top_p": 0 < self.top_p <= 1,
-            "top_k": self.top_k >= 0,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": 0 < self.repetition_penalty < 100,
-            "first_temperature": self.first_temperature is None or 0 <= self.first_temperature < 100,
+        first = self.first_temperature
+        ranges = {
+            "temperature": (0 <= self.temperature < 100, "0 or more and below 100; 0 is greedy"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1; 1 cuts nothing off"),
+            "top_k": (self.top_k >= 0, "0 or more; 0 cuts nothing off"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1; 0 cuts nothing off"),
+            "repetition_penalty": (
+                0 < self.repetition_penalty < 100,
+                "above 0 and below 100; 1 changes nothing",
+            ),
+            "first_temperature": (first is None or 0 <= first < 100, "0 or more and below 100, or None"),
         }
-        for name, ok in fine.items():
-            if not ok:
+        for name, (fits, allowed) in ranges.items():
+            if not fits:
                 raise UsageError(
-                    f"{name} = {getattr(self, name)} makes no sense", fix=f"see the range of {name}"
+                    f"{name} = {getattr(self, name)} is out of range", fix=f"give a number that is {allowed}"
                 )
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Source:
     as F32, F16 or BF16 keep their dtype, quantised ones arrive as float32. A tied `lm_head.weight` is not yielded.
     stop_ids: ids that end a turn or a text. sha256: of the file; of a folder, over all files read.
     quantization: the most used quantised type ("Q4_1"), or None. license: an identifier, or None where unknown.
+    adapters: folders of adapters to be merged into the weights, in this order.
     """
 
     name: str
@@ -36,3 +37,4 @@ class Source:
     sha256: str
     quantization: str | None
     license: str | None
+    adapters: tuple[Path, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,6 +84,12 @@ class Tokenizer:
     def _is_byte_level(self) -> bool:
         decoder = json.loads(self.to_json()).get("decoder") or {}
         return "ByteLevel" in {decoder.get("type")} | {d.get("type") for d in decoder.get("decoders", [])}
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of all that shapes ids: taken once, as writing out a large vocabulary takes a second."""
+        special = f"{self.bos_id} {self.eos_id} {self.adds_bos}\n"
+        return hashlib.sha256((special + self.to_json()).encode("utf-8", "surrogatepass")).hexdigest()
 
     def to_json(self) -> str:
         """The content of a `tokenizer.json`, which `transformers` and `tokenizers` read."""

@@ -19,7 +19,7 @@ class LlamaCpp:
         params.n_ctx, params.n_parallel, params.warmup = 256, 1, False
         params.cpuparams.n_threads = 1
         self.server = xllamacpp.Server(params)
-        self.next_token([0], 1)  # a server that is closed before its main loop runs waits for ever
+        self._complete([0], 1)  # a server that is closed before its main loop runs waits for ever
 
     def _post(self, route: str, content: dict[str, Any]) -> dict[str, Any]:
         url = self.server.listening_address + route
@@ -36,7 +36,10 @@ class LlamaCpp:
         ]
 
     def next_token(self, ids: list[int], count: int) -> dict[int, float]:
-        """The log-probabilities of the `count` likeliest next tokens."""
-        asked = {"prompt": ids, "n_predict": 1, "n_probs": count, "temperature": -1.0, "cache_prompt": False}
-        answer = self._post("/completion", asked)["completion_probabilities"][0]
+        """The log-probabilities of the `count` likeliest next tokens; the likeliest must be text, and end nothing."""
+        answer = self._complete(ids, count)["completion_probabilities"][0]
         return {entry["id"]: entry["logprob"] for entry in answer["top_logprobs"]}
+
+    def _complete(self, ids: list[int], count: int) -> dict[str, Any]:
+        asked = {"prompt": ids, "n_predict": 1, "n_probs": count, "temperature": -1.0, "cache_prompt": False}
+        return self._post("/completion", asked)
