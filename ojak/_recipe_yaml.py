@@ -61,6 +61,15 @@ class Parsed:
         return f"{self.name}:{line}:{column}"
 
 
+def value_of(text: str) -> Any:
+    """The value that `text` would be in a file; what is no plain value or list there is taken as the text it is."""
+    try:
+        value = parse(text, "--set").value if text.strip() else text
+    except UsageError:
+        return text
+    return text if isinstance(value, dict) else value
+
+
 def read(path: Path) -> Parsed:
     """The document in the file `path`. Raises UsageError, with the line and the column, for all that is refused."""
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,6 +37,37 @@ class Settings(BaseModel):
                 raise WrongSettings(error, list(type(self).model_fields)) from error
 
 
+def problems(
+    kind: type[Settings], values: Mapping[str, Any], place: tuple[int | str, ...] = ()
+) -> Iterator[tuple[Any, list[str]]]:
+    """All that is wrong with `values` for settings of `kind` that may hold others: (pydantic's error, names allowed).
+
+    The errors of inner settings come first, with their whole place. By itself, an inner one ends the making of the
+    outer one, which then says neither where it stood nor what else is wrong.
+    """
+    sound = dict(values)
+    for name, value in values.items():
+        below = _inner(kind, name)
+        if below is not None and isinstance(value, Mapping):
+            found = list(problems(below, value, (*place, name)))
+            yield from found
+            if found:
+                del sound[name]
+    try:
+        kind(**sound)
+    except WrongSettings as error:
+        yield from (
+            ({**item, "loc": (*place, *item["loc"])}, list(kind.model_fields)) for item in error.problems
+        )
+
+
+def _inner(kind: type[Settings], name: str) -> type[Settings] | None:
+    """The settings that stand under a name, if it is one of settings."""
+    found = kind.model_fields[name].annotation if name in kind.model_fields else None
+    kinds = [each for each in (found, *getattr(found, "__args__", ())) if isinstance(each, type)]
+    return next((each for each in kinds if issubclass(each, Settings)), None)
+
+
 class NotShown(ValueError):
     """A wrong value that no message repeats, such as an address with a password in it."""
 
@@ -49,7 +81,7 @@ def wrong_value(*, shown: bool = True) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise (ValueError if shown else NotShown)(f"{error.what}; {error.fix}") from error
+        raise (ValueError if shown else NotShown)(f"{error.what}; {error.fix or error.why}") from error
 
 
 def dotted(place: Sequence[int | str]) -> str:
@@ -63,7 +95,8 @@ def explain(item: Any, name: str, fields: Sequence[str]) -> str:
         return f"there is no setting {name!r}; {meant(str(item['loc'][-1]), fields)}"
     if item["type"] == "missing":
         return f"{name} is missing"
-    shown = re.sub(r"\s+", " ", repr(item["input"]))[:80]
+    given = item["input"]
+    shown = re.sub(r"\s+", " ", repr(str(given) if isinstance(given, Path) else given))[:80]
     message = str(item["msg"]).removeprefix("Value error, ")
     if isinstance(item.get("ctx", {}).get("error"), NotShown):
         return f"{name} is refused: {message}"

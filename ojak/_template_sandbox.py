@@ -78,31 +78,41 @@ class TemplateSandbox:
         return [item for item in rendered if isinstance(item, str)]
 
     def attempt(self, template: str, contexts: Sequence[Mapping[str, Any]]) -> list[str | InputRefused]:
-        """Like `render`, but a context that fails gives its error in its place. A broken limit raises still."""
+        """Like `render`, but a context that fails, or is too long, gives its error in its place.
+
+        A template that breaks a limit raises still.
+        """
         template = check_source(template, self.limits.template_bytes)
+        result: list[str | InputRefused] = []
         with self._lock:
-            return [
-                item["text"] if "text" in item else refusal(item["kind"], item["message"])
-                for frame in self._frames(contexts)
-                for item in self._exchange(template, frame)
-            ]
+            for frame in self._frames(contexts):
+                if isinstance(frame, InputRefused):
+                    result.append(frame)
+                    continue
+                replies = self._exchange(template, frame)
+                result += [
+                    item["text"] if "text" in item else refusal(item["kind"], item["message"])
+                    for item in replies
+                ]
+        return result
 
     def close(self) -> None:
         """Ends the child process; the next render starts another."""
         with self._lock:
             self._drop()
 
-    def _frames(self, contexts: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    def _frames(self, contexts: Sequence[Mapping[str, Any]]) -> Iterator[list[str] | InputRefused]:
+        """The contexts as JSON, as many together as fit a frame, in order; an error for one that never fits."""
         frame: list[str] = []
         size = 0
         for context in contexts:
             text = json.dumps(context)
             if len(text) > self.limits.frame_bytes:
-                raise InputRefused(
-                    f"a conversation of {len(text):,} bytes cannot be rendered",
-                    why=f"the limit is {self.limits.frame_bytes:,} bytes",
-                    fix="split or drop it",
-                )
+                if frame:
+                    yield frame
+                frame, size = [], 0
+                yield self._too_long(text)
+                continue
             if frame and (
                 size + len(text) > self.limits.frame_bytes or len(frame) == self.limits.frame_items
             ):
@@ -112,6 +122,13 @@ class TemplateSandbox:
             size += len(text)
         if frame:
             yield frame
+
+    def _too_long(self, text: str) -> InputRefused:
+        return InputRefused(
+            f"a conversation of {len(text):,} bytes cannot be rendered",
+            why=f"it is longer than {self.limits.frame_bytes:,} bytes",
+            fix="split or drop it",
+        )
 
     def _exchange(self, template: str, frame: Sequence[str]) -> list[dict[str, str]]:
         line = f'{{"template": {json.dumps(template)}, "contexts": [{", ".join(frame)}]}}\n'

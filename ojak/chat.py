@@ -10,10 +10,22 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from ojak._chat_spans import (
+    ChatTokenizer,
+    Conversation,
+    Spans,
+    check_contents,
+    encode_prompt,
+    encode_spans,
+    find_spans,
+    marked,
+    special_pattern,
+    split_at,
+)
 from ojak._template_sandbox import Limits, TemplateSandbox, refuse, shared_sandbox
 from ojak.errors import InputRefused, UsageError
 
@@ -30,28 +42,8 @@ __all__ = [
     "encode_chats",
     "encode_prompt",
     "shared_sandbox",
+    "special_pattern",
 ]
-
-Conversation = Sequence[Mapping[str, object]]
-
-
-class ChatTokenizer(Protocol):
-    """What this module needs of a tokenizer. `encode` never adds a BOS by itself."""
-
-    @property
-    def bos_id(self) -> int | None: ...
-    @property
-    def bos_token(self) -> str | None: ...
-    @property
-    def eos_id(self) -> int | None: ...
-    @property
-    def eos_token(self) -> str | None: ...
-    @property
-    def adds_bos(self) -> bool: ...
-    @property
-    def special_tokens(self) -> Mapping[str, int]: ...
-    def encode(self, text: str, *, special: bool = True) -> list[int]: ...
-
 
 # ------------------------------------------------------------------------------------------- templates and prefixes
 
@@ -178,24 +170,6 @@ def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def split_at(rendered: str, sentinel: str, who: str = "a user") -> tuple[str, str]:
-    """The text before and after `sentinel`, which must stand in `rendered` once and unchanged; `who` says it."""
-    found = rendered.count(sentinel)
-    if found == 1:
-        before, _, after = rendered.partition(sentinel)
-        return before, after
-    pieces = {sentinel[i : i + 6] for i in range(len(sentinel) - 5)}
-    if found > 1:
-        why = f"it repeats what {who} says ({found} times)"
-    elif sentinel.lower() in rendered.lower():
-        why = f"it changes the case of what {who} says"
-    elif any(piece in rendered for piece in pieces):
-        why = f"it cuts what {who} says"
-    else:
-        why = f"it leaves out what {who} says"
-    refuse("the chat template is refused", why=why)
-
-
 def split_turns(rendered: str, marks: Sequence[str]) -> tuple[str, ...]:
     """The texts around `marks`, each of which must stand in `rendered` once, unchanged and in this order."""
     pieces: list[str] = []
@@ -287,12 +261,6 @@ def turn_boundaries(template: ChatTemplate, system: str | None = None) -> list[s
     return pieces[1:]
 
 
-def special_pattern(tokenizer: ChatTokenizer) -> re.Pattern[str]:
-    """Matches the text of any special token, the longest first."""
-    names = sorted((name for name in tokenizer.special_tokens if name), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
-
-
 def read_turn_end(text: str, specials: re.Pattern[str]) -> tuple[list[str], str]:
     """What ends a turn in `text`, the template's words after it: (special tokens, marker to use where there are none).
 
@@ -313,18 +281,6 @@ def read_turn_end(text: str, specials: re.Pattern[str]) -> tuple[list[str], str]
 # ---------------------------------------------------------------------------------------------------- token ids
 
 
-def encode_prompt(tokenizer: ChatTokenizer, rendered: str) -> list[int]:
-    """Token ids of a rendered prompt, with one BOS at most: the template's, or the tokenizer's where it adds one."""
-    ids = tokenizer.encode(rendered, special=True)
-    bos = tokenizer.bos_id
-    if bos is None:
-        return ids
-    count = sum(1 for _ in itertools.takewhile(lambda i: i == bos, ids))
-    if count == 0:
-        return [bos, *ids] if tokenizer.adds_bos else ids
-    return ids[count - 1 :]
-
-
 def encode_chat(
     template: ChatTemplate | str | None, tokenizer: ChatTokenizer, messages: Conversation
 ) -> tuple[list[int], list[bool]]:
@@ -343,92 +299,32 @@ def encode_chat(
 
 
 def encode_chats(
-    template: ChatTemplate | str | None, tokenizer: ChatTokenizer, conversations: Sequence[Conversation]
+    template: ChatTemplate | str | None,
+    tokenizer: ChatTokenizer,
+    conversations: Sequence[Conversation],
+    roles: Collection[str] = ("assistant",),
 ) -> list[tuple[list[int], list[bool]] | InputRefused]:
-    """`encode_chat` of many conversations in one round trip; one that is refused gives its error in its place."""
+    """`encode_chat` of many conversations in one round trip; one that is refused gives its error in its place.
+
+    roles: whose turns are learnt. A user's or system turn is what it says, and the token that ends it if one does.
+    A message may have an `input`: the end of its content, after one character, for templates that set it apart.
+    """
     template = ChatTemplate.of(template, tokenizer)
-    sentinel = template.sentinels()[0]
-    variants = [[messages, *_masked(messages, sentinel)] for messages in conversations]
+    marks = template.sentinels()
+    variants = [[messages, *marked(messages, marks, roles)] for messages in conversations]
     rendered = iter(template.attempt(list(itertools.chain.from_iterable(variants))))
     specials = special_pattern(tokenizer)
-    result: list[tuple[list[int], list[bool]] | InputRefused] = []
+    result: list[tuple[str, Spans] | InputRefused] = []
     for messages, group in zip(conversations, variants, strict=True):
         texts = list(itertools.islice(rendered, len(group)))
+        spoken = [message for message in messages if message["role"] in roles]
         try:
-            _check_contents(messages, specials)
-            spans = _assistant_spans(texts, sentinel, specials)
-            result.append(_encode_spans(tokenizer, str(texts[0]), spans))
+            check_contents(messages, specials)
+            result.append((str(texts[0]), find_spans(texts, spoken, marks, specials)))
         except InputRefused as error:
             result.append(error)
-    return result
-
-
-def _masked(messages: Conversation, sentinel: str) -> Iterator[list[Mapping[str, object]]]:
-    """The conversation again and again, each time with another assistant turn replaced by the sentinel."""
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            yield [*messages[:i], {**message, "content": sentinel}, *messages[i + 1 :]]
-
-
-def _check_contents(messages: Conversation, specials: re.Pattern[str]) -> None:
-    for i, message in enumerate(messages):
-        if found := specials.search(str(message["content"])):
-            refuse(
-                f"message {i} ({message['role']}) cannot be encoded",
-                why=f"its text holds the special token {found[0]!r}, which would end or forge a turn",
-                fix="remove the token's text from the message, or drop the row",
-            )
-
-
-def _assistant_spans(
-    texts: Sequence[str | InputRefused], sentinel: str, specials: re.Pattern[str]
-) -> list[tuple[int, int]]:
-    """(start, end) in `texts[0]` of each assistant turn with its end token; the other texts hold the sentinel there."""
-    for text in texts:
-        if isinstance(text, InputRefused):
-            raise text
-    full, *marked = map(str, texts)
-    if not marked:
-        refuse(
-            "the conversation cannot be encoded",
-            why="it has no assistant turn to learn from",
-            fix="drop the row",
-        )
-    return [_assistant_span(full, *split_at(text, sentinel), specials) for text in marked]
-
-
-def _assistant_span(full: str, before: str, after: str, specials: re.Pattern[str]) -> tuple[int, int]:
-    end = len(full) - len(after)
-    if end < len(before) or not full.startswith(before) or not full.endswith(after):
-        refuse(
-            "the conversation cannot be encoded", why="the template's text around a turn depends on the turn"
-        )
-    stop = re.compile(r"\s*(" + specials.pattern + ")").match(full, end)
-    if stop is None:
-        refuse(
-            "the conversation cannot be encoded",
-            why="the template ends an assistant's turn with no special token: a model would never learn to stop",
-            fix="use a template that writes the EOS after an assistant's turn",
-        )
-    return len(before), stop.end()
-
-
-def _encode_spans(
-    tokenizer: ChatTokenizer, text: str, spans: Sequence[tuple[int, int]]
-) -> tuple[list[int], list[bool]]:
-    """Ids and mask. A token on a span's border belongs to it: borders are found by encoding what stands before them."""
-    ids = encode_prompt(tokenizer, text)
-    mask = [False] * len(ids)
-    for start, end in spans:
-        first, last = (_common_length(ids, encode_prompt(tokenizer, text[:at])) for at in (start, end))
-        mask[first:last] = [True] * (last - first)
-    return ids, mask
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    return sum(
-        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))
-    )
+    encoded = iter(encode_spans(tokenizer, [each for each in result if not isinstance(each, InputRefused)]))
+    return [each if isinstance(each, InputRefused) else next(encoded) for each in result]
 
 
 # -------------------------------------------------------------------------------------------------- description

@@ -208,13 +208,35 @@ def _to_alpaca(record: AnyRecord) -> Row | Skipped:
         return Skipped("more_than_one_turn" if many else "not_one_question_and_one_answer")
     if system == "":  # on the way back an empty field means that there is no system turn
         return Skipped("empty_system_turn")
-    question, joint, given = turns[0]["content"], ALPACA_JOINT, str(record.meta.get("alpaca_input", ""))
-    if given and question.endswith(joint + given):
-        question = question.removesuffix(joint + given)
-    else:
-        given = ""
+    question, given = turns[0]["content"], _input_of(record, turns[0])
+    if given:
+        question = question.removesuffix(ALPACA_JOINT + given)
     row = {"instruction": question, "input": given, "output": turns[1]["content"]}
     return row if system is None else {**row, "system": system}
+
+
+def _input_of(record: Conversation, question: Message) -> str:
+    """The input that stands at the end of a question, as an Alpaca row had it; "" for none."""
+    given = record.meta.get("alpaca_input")
+    return (
+        given
+        if isinstance(given, str) and given and question["content"].endswith(ALPACA_JOINT + given)
+        else ""
+    )
+
+
+def template_turns(record: Conversation) -> list[dict[str, str]]:
+    """The turns as a chat template gets them: the last question of an Alpaca row also has its input under `input`.
+
+    `content` is whole, so that templates that know of no input lose nothing; it ends with a line end and the input.
+    """
+    turns: list[dict[str, str]] = [
+        {"role": turn["role"], "content": turn["content"]} for turn in record.messages
+    ]
+    asked = [index for index, turn in enumerate(record.messages) if turn["role"] == "user"]
+    if asked and (given := _input_of(record, record.messages[asked[-1]])):
+        turns[asked[-1]]["input"] = given
+    return turns
 
 
 def _to_alpaca_with_system(record: AnyRecord) -> Row | Skipped:

@@ -108,10 +108,22 @@ def test_large_batches_are_split_and_keep_their_order() -> None:
     sandbox = TemplateSandbox(Limits(frame_items=7, frame_bytes=600))
     texts = [str(i) for i in range(50)] + ["long" * 60 + str(i) for i in range(10)]
     contexts = [{"x": text} for text in texts]
-    sizes = [len(frame) for frame in sandbox._frames(contexts)]
+    sizes = [len(frame) for frame in sandbox._frames(contexts) if isinstance(frame, list)]
     assert max(sizes) == 7 and sizes[-1] == 2 and sum(sizes) == len(texts)
     assert sandbox.render("{{ x }}", contexts) == texts
     assert sandbox.render("{{ x }}", []) == []
+    sandbox.close()
+
+
+def test_what_is_too_long_gives_its_error_in_its_place() -> None:
+    sandbox = TemplateSandbox(Limits(frame_bytes=600))
+    template = ChatTemplate("{{ messages[0].content }}", sandbox=sandbox)
+    chats = [[user(text)] for text in ("a", "b", "long" * 200, "c")]
+    first, second, third, fourth = template.attempt(chats)
+    assert (first, second, fourth) == ("a", "b", "c")
+    assert isinstance(third, InputRefused) and "longer than 600 bytes" in third.why
+    with pytest.raises(InputRefused, match="cannot be rendered"):
+        template.render(chats)
     sandbox.close()
 
 
@@ -398,3 +410,31 @@ def test_the_template_of_the_default_model() -> None:
     ids, mask = encode_chat(source.chat_template, source.tokenizer, chat)
     said = [i for i, is_learned in zip(ids, mask, strict=True) if is_learned]
     assert source.tokenizer.decode(said) == "Because.\n\nSo.<|im_end|>"
+
+
+BORDERING = st.text("\nHi a", min_size=1, max_size=8)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    chat=st.lists(st.tuples(BORDERING, BORDERING), min_size=1, max_size=3),
+    padding=st.sampled_from(["", "x" * 60]),
+)
+def test_borders_are_those_of_what_stands_before_them(chat: list[tuple[str, str]], padding: str) -> None:
+    """However a border is found, it is where the tokens part from those of the text before it."""
+    tokenizer = ByteTokenizer()
+    messages = [turn for question, answer in chat for turn in (user(question), assistant(answer + padding))]
+    text = ChatTemplate(CHATML).render([messages])[0]
+    ids = tokenizer.encode(text)
+    expected, at = [False] * len(ids), 0
+    for message in messages:
+        start = text.index(f"{message['role']}\n", at) + len(message["role"]) + 1
+        at = start + len(message["content"]) + len("<|im_end|>")
+        if message["role"] == "assistant":
+            prefixes = (tokenizer.encode(text[:place]) for place in (start, at))
+            first, last = (
+                next((i for i, id_ in enumerate(ids) if prefix[i : i + 1] != [id_]), len(ids))
+                for prefix in prefixes
+            )
+            expected[first:last] = [True] * (last - first)
+    assert encode_chats(CHATML, tokenizer, [messages]) == [(ids, expected)]

@@ -414,3 +414,26 @@ def test_datasets_reads_an_export_as_it_is(
         assert [row["messages"] for row in found] == [row.messages for row in magpie_rows(30)]
     if fmt == "messages":
         assert [row["meta"] for row in found] == [row.meta for row in magpie_rows(30)]
+
+
+@QUIET
+@given(instruction=texts, given_input=texts, output=texts, system=texts)
+def test_an_alpaca_row_s_input_can_be_told_from_its_instruction(
+    tmp_path: Path, instruction: str, given_input: str, output: str, system: str
+) -> None:
+    row = {"instruction": instruction, "input": given_input, "output": output, "system": system}
+    (record,) = cast("list[Conversation]", list(load(lines(tmp_path / "x", [row]))))
+    turns = formats.template_turns(record)
+    assert [(item["role"], item["content"]) for item in turns] == [
+        (item["role"], item["content"]) for item in record.messages
+    ]
+    asked = turns[-2]
+    assert asked.get("input", "") == given_input
+    whole = len(given_input) + len(formats.ALPACA_JOINT) if given_input else 0
+    assert asked["content"][: len(asked["content"]) - whole] == instruction
+
+
+def test_an_input_that_an_edit_removed_is_none() -> None:
+    record = pair(1, meta={"alpaca_input": "gone"})
+    assert formats.template_turns(record) == [{**item} for item in record.messages]
+    assert formats.template_turns(Conversation("x", [], meta={"alpaca_input": "x"})) == []

@@ -87,7 +87,7 @@ def test_magpie_takes_the_model_of_pull(folder: Path) -> None:
         ("rows: 12", "row: 12", "r.yaml:6:5: there is no setting 'magpie.row'; did you mean 'rows'?"),
         ("    rows: 12\n", "", "r.yaml:4:3: magpie.rows is missing"),
         ("{test: 0.25}", "{test: x}", "r.yaml:7:11: split.test cannot be 'x'"),
-        ("  split", "  splitt", "r.yaml:7:3: there is no stage 'splitt'; did you mean 'split'? there are: pull, magpie"),
+        ("  split", "  splitt", "r.yaml:7:3: there is no stage 'splitt'; did you mean 'split'? there are: pull, personas, magpie"),
         ("version: 1", "version: 2", "r.yaml:1:1: version cannot be 2: Input should be 1"),
         ("version: 1\n", "", "r.yaml:1:1: version is missing"),
         ("name: small", "nmae: small", "r.yaml:2:1: there is no setting 'nmae'; did you mean 'name'?"),
@@ -471,9 +471,130 @@ def test_a_second_process_is_refused(folder: Path) -> None:
         thread.join()
 
 
-def test_the_quickstart_is_sound() -> None:
-    path = Path(__file__).parent.parent / "recipes/quickstart.yaml"
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("quickstart", ["pull", "magpie", "curate", "split", "report"]),
+        ("preferences", ["pull", "magpie", "curate", "pairs", "report"]),
+    ],
+)
+def test_the_recipes_are_sound(name: str, expected: list[str]) -> None:
+    path = RECIPES / f"{name}.yaml"
     found = recipe.load(path)
-    assert [item.stage.name for item in found.chosen] == ["pull", "magpie", "curate", "split", "report"]
-    assert found.resolved()["stages"]["magpie"]["model"] == "smollm2-135m-instruct"
+    assert found.name == name
+    assert [item.stage.name for item in found.chosen] == expected
+    settings = found.resolved()["stages"]
+    models = {settings[stage]["model"] for stage in expected if "model" in settings[stage]}
+    assert models == {"smollm2-135m-instruct"}
     assert path.read_text("utf-8").startswith("# ")
+
+
+def test_every_recipe_is_checked() -> None:
+    assert sorted(path.stem for path in RECIPES.iterdir()) == ["preferences", "quickstart"]
+
+
+# ------------------------------------------------------------------------------------------------- personas, pairs
+
+PREFERENCES = """\
+version: 1
+name: voices
+stages:
+  personas: {model: scripted, source: texts.jsonl, rounds: 0}
+  magpie: {model: scripted, rows: 12, responses: 3}
+  pairs: {by: likelihood, engine: scripted}
+  report:
+"""
+
+
+@pytest.fixture
+def voices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe PREFERENCES with two texts, and an engine without a model that knows what a persona is."""
+    from ojak.engines import scripted
+
+    plain = scripted.scripted_text
+    monkeypatch.setattr(
+        scripted,
+        "scripted_text",
+        lambda request: f"{'Persona: So, ' * (request.tag[1] == 'persona')}{plain(request)}",
+    )
+    (folder / "r.yaml").write_text(PREFERENCES, "utf-8")
+    (folder / "texts.jsonl").write_text('{"text": "Of bees."}\n{"text": "Of trams."}\n', "utf-8")
+    return folder
+
+
+def test_personas_and_pairs_run_in_a_recipe_and_are_left_alone_then(voices: Path) -> None:
+    done, _ = run()
+    assert list(done) == ["personas", "magpie", "pairs", "report"]
+    assert all(done.values())
+    made = verify("runs/voices/pairs")
+    assert made.counts["rows"] == verify("runs/voices/magpie").counts["accepted"] > 0
+    assert not any(planned().values())
+    assert not any(run()[0].values())
+
+
+def test_other_personas_make_other_rows_and_that_is_told_before(voices: Path) -> None:
+    run()
+    before = Artifact.open("runs/voices/magpie")
+    (voices / "texts.jsonl").write_text('{"text": "Of bees."}\n{"text": "Of salt."}\n', "utf-8")
+    found = {step.chosen.stage.name: step for step in _recipe_run.plan(recipe.load("r.yaml"))}
+    assert "source_sha256 changed" in found["personas"].reasons[0]
+    assert found["magpie"].reasons == ("personas runs first",)
+    assert found["pairs"].reasons == ("magpie runs first",)
+    assert all(step.is_blocked for step in found.values())
+    with pytest.raises(OjakError):
+        run()
+    assert Artifact.open("runs/voices/magpie") == before
+    run(overwrite=True)
+    assert verify("runs/voices/magpie").manifest_sha256 != before.manifest_sha256
+    assert not any(planned().values())
+
+
+def test_more_rounds_of_personas_grow_but_rows_are_made_anew(voices: Path) -> None:
+    run()
+    with pytest.raises(TargetExists, match="magpie"):
+        run("personas.rounds=1")
+    assert Artifact.open("runs/voices/personas").stats["rounds"] == {"0": 2}
+    run("personas.rounds=1", overwrite=True)
+    assert Artifact.open("runs/voices/personas").stats["rounds"].keys() == {"0", "1"}
+    assert not any(planned("personas.rounds=1").values())
+
+
+def test_pairs_that_were_interrupted_go_on(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ojak.curate import pairs
+    from ojak.engines.scripted import ScriptedEngine
+
+    monkeypatch.setattr(pairs, "BATCH", 3)
+    shown: list[Any] = []
+
+    def score(self: Any, texts: Any) -> Any:
+        for text in texts:
+            shown.append(text)
+            if len(shown) == 14:
+                raise KeyboardInterrupt
+            yield (-1.0 - len(text.continuation) / 100,)
+
+    monkeypatch.setattr(ScriptedEngine, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert planned()["pairs"] == ("it was interrupted",)
+    run()
+    texts = shown[:9] + shown[14:]  # one shard of three rows with three answers was whole
+    assert len({(text.prompt, text.continuation) for text in texts}) == len(texts)
+    verify("runs/voices/pairs")
+    assert not any(planned().values())
+
+
+def test_a_recipe_s_address_has_no_password(folder: Path) -> None:
+    text = PREFERENCES.replace("engine: scripted", "engine: endpoint, url: 'http://me:canary@127.0.0.1:1'")
+    (folder / "texts.jsonl").write_text('{"text": "Of bees."}\n', "utf-8")
+    curate = "  curate: {engine: endpoint, url: 'http://me:canary@127.0.0.1:1'}\n  pairs:"
+    assert "canary" not in json.dumps(load(text.replace("  pairs:", curate)).resolved())
+
+
+def test_missing_stages_are_named(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("version: 1\nname: a\n")
+    with pytest.raises(UsageError, match=r"r\.yaml:1:1: stages is missing"):
+        recipe.load(tmp_path / "r.yaml")
