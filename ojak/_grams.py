@@ -94,9 +94,8 @@ def grams_of(values: Hashes, counts: Counts, size: int) -> tuple[Hashes, Counts]
     import numpy as np
 
     owner = np.repeat(np.arange(len(counts)), counts)
-    padded = np.zeros(
-        len(values) + len(counts) * size, dtype=np.uint64
-    )  # zeros after each text fill short ones up
+    # Zeros after each text fill short ones up.
+    padded = np.zeros(len(values) + len(counts) * size, dtype=np.uint64)
     padded[np.arange(len(values)) + owner * size] = values
     positions = len(padded) - size + 1
     hashes = np.full(max(positions, 0), size, dtype=np.uint64)

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from ojak._progress import Listener, silent
 from ojak.engines.base import Engine
+from ojak.engines.remembering import remembering
 from ojak.errors import InputRefused
 from ojak.judge.ask import Asker
 from ojak.judge.corrupt import CORRUPTIONS, bad_instructions, corrupted, data, matched
-from ojak.judge.kept import Calibration, Estimate, is_usable, judge_code
+from ojak.judge.kept import (
+    Calibration,
+    Estimate,
+    is_usable,
+    judge_code,
+    keep_calibration,
+    requests_path,
+)
 from ojak.judge.likelihood import Likelihood, likelihoods
 from ojak.judge.prompts import (
     CATEGORY_QUESTION,
     DIFFICULTY_QUESTION,
     DIGIT_QUESTION,
+    PAIR_QUESTION,
     QUALITY_QUESTION,
+    SCORE_QUESTION,
+    Question,
     Row,
 )
 from ojak.judge.published import Published
 from ojak.judge.scores import Judge
 from ojak.judge.statistics import auroc_interval, mean_auroc, pearson, share, spearman
+from ojak.judge.work import Meter, Work, asking, reading
 
 DEFAULT_ROWS = 60
 LEAST_ROWS = 10
@@ -81,22 +96,33 @@ def calibrate(
     source: str = "bundled",
     published: Published | None = None,
     reason_tokens: int | None = None,
-    notify: Callable[[str], None] = lambda _line: None,
+    rate: float | None = None,
+    meter: Meter | None = None,
+    notify: Callable[[str], None] = silent,
 ) -> Calibration:
     """Measure the model behind `engine` as judge and tagger on `rows` of the samples (default: the bundled ones).
 
-    Deterministic by `seed`, as far as the engine is. Raises InputRefused for fewer than LEAST_ROWS samples.
+    Deterministic by `seed`, as far as the engine is. `rate`: tokens a second to be expected, for the estimate that
+    `notify` hears first. `meter` is told what is being done; the engine tells it of requests (`remembering`).
+
+    Raises InputRefused for fewer than LEAST_ROWS samples.
     """
-    chosen = _chosen(bundled() if samples is None else samples, rows, seed)
+    chosen = chosen_samples(bundled() if samples is None else samples, rows, seed)
     planted = plant([sample.row for sample in chosen], seed)
-    judge = Judge(engine, seed=seed, reason_tokens=reason_tokens)
-    notify(f"judging {len(planted.rows):,} rows ({len(chosen)} good ones), twice")
+    judge, meter = Judge(engine, seed=seed, reason_tokens=reason_tokens), meter or Meter()
+    work = _work(engine, judge, planted, chosen, seed, published)
+    notify(_estimate(work, planted, rate))
+    meter.begin("judging", work.requests)
     values = _values(engine, judge, planted)
-    measures = {name: _measure(planted, found, seed) for name, found in values.items()}
-    notify("comparing answers two by two, in both orders")
+    measures = {name: measured(planted, found, seed) for name, found in values.items()}
+    meter.begin("comparing")
     position = _position(judge, planted)
-    notify("tagging planted instructions")
+    meter.begin("tagging")
     tags = _tags(judge.asker, chosen, seed)
+    correlation: dict[str, Any] = {}
+    if published is not None:
+        meter.begin("grading")
+        correlation = _correlation(engine, judge, published)
     first = measures.pop("judge")
     return Calibration(
         identity=dict(engine.identity),
@@ -112,14 +138,39 @@ def calibrate(
         position=position,
         length_bias=first["length_bias"],
         agreement=_both(spearman, values["judge"], values["judge_digits"]),
-        correlation={} if published is None else _correlation(engine, judge, published),
-        pairs={name: len(_pairs(planted, name, seed)) for name in CORRUPTIONS},
+        correlation=correlation,
+        pairs={name: len(length_pairs(planted, name, seed)) for name in CORRUPTIONS},
         unparsed=sum(value is None for value in values["judge"]) / len(planted.rows),
-        speed={key: float(value) for key, value in judge.asker.spent.to_dict().items()},
+        speed={} if meter.recalled else {k: float(v) for k, v in judge.asker.spent.to_dict().items()},
     )
 
 
-def _chosen(samples: Sequence[Sample], rows: int, seed: int) -> list[Sample]:
+def calibrate_and_keep(
+    engine: Engine,
+    samples: Sequence[Sample] | None = None,
+    *,
+    reason_tokens: int | None = None,
+    progress: Listener | None = None,
+    notify: Callable[[str], None] = silent,
+    **options: Any,
+) -> tuple[Calibration, Path]:
+    """`calibrate` with these options, and the file in the cache where the result is kept.
+
+    What is answered is kept from the first answer on: stopped at any time, the same call goes on after the last one.
+    """
+    from ojak.engines.native import NativeEngine
+
+    rate = engine.expected_rate() if isinstance(engine, NativeEngine) else None
+    meter = Meter(progress)
+    with remembering(engine, requests_path(engine.identity, reason_tokens), meter.add) as asked:
+        found = calibrate(
+            asked, samples, reason_tokens=reason_tokens, rate=rate, meter=meter, notify=notify, **options
+        )
+        return found, keep_calibration(found, reason_tokens)
+
+
+def chosen_samples(samples: Sequence[Sample], rows: int, seed: int) -> list[Sample]:
+    """So many of the samples, drawn by the seed. Raises InputRefused for fewer than LEAST_ROWS."""
     if len(samples) < LEAST_ROWS or rows < LEAST_ROWS:
         raise InputRefused(
             f"{min(len(samples), rows)} rows are too few to calibrate with",
@@ -143,6 +194,35 @@ def plant(rows: Sequence[Row], seed: int) -> Planted:
     return found
 
 
+def _work(
+    engine: Engine,
+    judge: Judge,
+    planted: Planted,
+    chosen: Sequence[Sample],
+    seed: int,
+    published: Published | None,
+) -> Work:
+    """What all of it takes."""
+    good, graded = [sample.row for sample in chosen], published.rows if published else []
+    asked: list[tuple[Question, Sequence[Row]]] = [
+        (SCORE_QUESTION, [*planted.rows, *graded]),
+        (DIGIT_QUESTION, planted.rows),
+        (PAIR_QUESTION, 2 * _opposed(planted)),
+        (QUALITY_QUESTION, [*good, *bad_instructions(good, seed)]),
+        (DIFFICULTY_QUESTION, good if all(sample.level for sample in chosen) else []),
+        (CATEGORY_QUESTION, good if all(sample.category for sample in chosen) else []),
+    ]
+    scores, free = engine.capabilities.scores, judge.asker.reason_tokens
+    parts = [asking(question, rows, scores=scores, reason_tokens=free) for question, rows in asked]
+    parts += [reading([*planted.rows, *graded])] if scores else []
+    return Work(sum(part.requests for part in parts), sum(part.tokens for part in parts))
+
+
+def _estimate(work: Work, planted: Planted, rate: float | None) -> str:
+    time_ = f", about {math.ceil(work.tokens / rate / 60):,} min on this machine" if rate else ""
+    return f"{work.requests:,} requests about {len(planted.rows):,} rows, {len(planted.good)} of them good{time_}"
+
+
 # -------------------------------------------------------------------------------------------------------- the scores
 
 
@@ -164,7 +244,7 @@ LIKELIHOODS: dict[str, Callable[[Likelihood], float]] = {
 }
 
 
-def _pairs(planted: Planted, name: str, seed: int) -> list[tuple[int, int]]:
+def length_pairs(planted: Planted, name: str, seed: int) -> list[tuple[int, int]]:
     """(good place, bad place) of rows whose answers are of the same length."""
     length = [len(row.response) for row in planted.rows]
     bad = planted.places[name]
@@ -173,12 +253,12 @@ def _pairs(planted: Planted, name: str, seed: int) -> list[tuple[int, int]]:
     return [(planted.good[i], bad[j]) for i, j in found]
 
 
-def _measure(planted: Planted, values: Values, seed: int) -> dict[str, Any]:
+def measured(planted: Planted, values: Values, seed: int) -> dict[str, Any]:
     """AUROC for each corruption, their mean, and what length does to the score."""
     area: dict[str, Estimate] = {}
     groups = []
     for name in CORRUPTIONS:
-        read = [(g, b) for g, b in _pairs(planted, name, seed) if _is_read(values, g, b)]
+        read = [(g, b) for g, b in length_pairs(planted, name, seed) if _is_read(values, g, b)]
         if len(read) < LEAST_PAIRS:
             continue
         good, bad = zip(*read, strict=True)
@@ -201,16 +281,22 @@ def _both(correlate: Callable[..., Estimate], x: Values, y: Values) -> Estimate:
     return correlate([a for a, _ in read], [b for _, b in read])
 
 
-def _position(judge: Judge, planted: Planted) -> dict[str, Estimate]:
-    """Each good answer against one bad one to the same request, about as long, in both orders."""
+def _opposed(planted: Planted) -> list[Row]:
+    """Each good answer with a bad one to the same request, about as long, as its `other`."""
     bad = {
         (name, planted.source[at]): planted.rows[at] for name in SAME_LENGTH for at in planted.places[name]
     }
-    ahead = []
+    found = []
     for i in planted.good:
         name = SAME_LENGTH[i % len(SAME_LENGTH)]
         if (name, i) in bad:
-            ahead.append(planted.rows[i]._replace(other=bad[name, i].response))
+            found.append(planted.rows[i]._replace(other=bad[name, i].response))
+    return found
+
+
+def _position(judge: Judge, planted: Planted) -> dict[str, Estimate]:
+    """Each good answer against a bad one, in both orders."""
+    ahead = _opposed(planted)
     behind = [row._replace(response=row.other, other=row.response) for row in ahead]
     read = zip(list(judge.prefers_first(ahead)), list(judge.prefers_first(behind)), strict=True)
     both = [(a, b) for a, b in read if a is not None and b is not None]
@@ -280,13 +366,14 @@ def _correlation(engine: Engine, judge: Judge, published: Published) -> dict[str
     if engine.capabilities.scores:
         read = list(likelihoods(engine, published.rows))
         ours |= {name: [take(each) for each in read] for name, take in LIKELIHOODS.items()}
-    found = {name: _against(values, published.scores) for name, values in ours.items()}
+    found = {name: against(values, published.scores) for name, values in ours.items()}
     names = list(published.scores)
-    between = _against(published.scores[names[0]], {names[1]: published.scores[names[1]]})
+    between = against(published.scores[names[0]], {names[1]: published.scores[names[1]]})
     return {**found, names[0]: between}
 
 
-def _against(values: Values, others: dict[str, list[float]]) -> dict[str, dict[str, Estimate]]:
+def against(values: Values, others: dict[str, list[float]]) -> dict[str, dict[str, Estimate]]:
+    """The correlations of scores with those of others for the same rows."""
     return {
         name: {"pearson": _both(pearson, values, scores), "spearman": _both(spearman, values, scores)}
         for name, scores in others.items()

@@ -1,4 +1,4 @@
-"""What is known of a judge, kept in the cache: one file for each model and each state of the questions."""
+"""What is known of a judge, kept in the cache: one file for each model and each way of asking it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import Any
 
 from ojak._code import code_sha256
 from ojak._files import write_atomic
+from ojak._interval import Estimate
+from ojak.judge.reward import ENGINE
 from ojak.model.files import home
 from ojak.records import dump_json
 
 LEAST_AUROC = 0.70
 LEAST_LOW = 0.60
-CODE = ("judge/ask.py", "judge/labels.py", "judge/prompts.py", "judge/scores.py")  # what shapes a score
+# What shapes a score, of a judge that is asked and of a reward model (told by the engine that its identity names).
+CODE = ("judge/ask.py", "judge/labels.py", "judge/prompts.py", "judge/scores.py")
+REWARD_CODE = ("judge/reward.py",)
 MOST_BYTES = 4 << 20
-
-Estimate = tuple[float, float, float]
 
 
 def is_usable(estimate: Estimate) -> bool:
@@ -32,10 +34,11 @@ def is_usable(estimate: Estimate) -> bool:
 class Calibration:
     """How well a model tells good rows from planted bad ones. Estimates are (value, low, high), 95 %.
 
-    auroc: of the judge's score, by corruption; overall: their mean. measures: the same for other scores (the judge with
-    another wording, likelihoods, length as the check of balance). tags: AUROC of tags on planted instructions.
-    position: of pairwise verdicts. length_bias: rank correlation of score and length over good rows. agreement: rank
-    correlation of the judge's two wordings. correlation: with published scores. pairs: rows of each kind compared.
+    auroc: of the score, by corruption; overall: their mean. measures: the same for other scores (the judge with another
+    wording, likelihoods, a reward model's differences, length as the check of balance). tags: AUROC of tags on planted
+    instructions. position: of pairwise verdicts. length_bias: rank correlation of score and length over good rows.
+    agreement: rank correlation of the judge's two wordings. correlation: with published scores. pairs: rows of each
+    kind compared.
     """
 
     identity: dict[str, Any]
@@ -56,9 +59,14 @@ class Calibration:
     unparsed: float = 0.0
     speed: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def score(self) -> str:
+        """What `auroc` and `overall` are of: "judge_score", or "reward"."""
+        return "reward" if is_reward(self.identity) else "judge_score"
+
     def may_filter(self, name: str) -> bool:
-        """Whether rows may be dropped by this tag or score: "judge_score", "input_quality", "instruction_gain", ..."""
-        if name in ("judge", "judge_score"):
+        """Whether rows may be dropped by this tag or score: "judge_score", "input_quality", "reward_difference", ..."""
+        if name == self.score:
             return self.usable
         found = self.tags.get(name) or self.measures.get(name) or {}
         return bool(found.get("usable"))
@@ -69,7 +77,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Calibration:
-        """The inverse of `to_dict`. Raises TypeError or ValueError for anything else."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError, ValueError or AttributeError for anything else."""
         known = {name: value[name] for name in (item.name for item in fields(cls)) if name in value}
         for name in ("overall", "length_bias", "agreement"):
             known[name] = _estimate(known[name])
@@ -78,27 +86,47 @@ class Calibration:
         return cls(**known)
 
 
+def is_reward(identity: Mapping[str, Any]) -> bool:
+    """Whether this is the identity of a reward model, not of an engine."""
+    return identity.get("engine") == ENGINE
+
+
 def judge_code() -> str:
     """The state of the questions and of how their answers are read; a calibration holds for one."""
     return code_sha256(CODE)[:16]
 
 
-def calibration_path(identity: Mapping[str, Any]) -> Path:
-    """Where the calibration of a model is kept: by its hash, or by all that is known of it where there is none."""
+def reward_code() -> str:
+    """The state of how a reward model is shown a row."""
+    return code_sha256(REWARD_CODE)[:16]
+
+
+def calibration_path(identity: Mapping[str, Any], reason_tokens: int | None = None) -> Path:
+    """Where the calibration of a model is kept: by its hash, or by all that is known of it where there is none.
+
+    reason_tokens: how many it was given before a label, None for the questions' own number. Curation asks with that.
+    """
     model = identity.get("model_sha256") or dump_json(dict(identity))
-    name = hashlib.sha256(f"{model}\0{judge_code()}".encode()).hexdigest()[:32]
+    code = reward_code() if is_reward(identity) else judge_code()
+    asked = "" if reason_tokens is None else f"\0{reason_tokens}"
+    name = hashlib.sha256(f"{model}\0{code}{asked}".encode()).hexdigest()[:32]
     return home() / "calibration" / f"{name}.json"
 
 
-def keep_calibration(calibration: Calibration) -> Path:
-    """Write it to the cache, whole or not at all; an older one is replaced."""
-    path = calibration_path(calibration.identity)
+def requests_path(identity: Mapping[str, Any], reason_tokens: int | None = None) -> Path:
+    """Where the finished requests of a calibration are kept until it is whole."""
+    return calibration_path(identity, reason_tokens).with_suffix(".sqlite")
+
+
+def keep_calibration(calibration: Calibration, reason_tokens: int | None = None) -> Path:
+    """Write it to the cache, whole or not at all; an older one of the same way of asking is replaced."""
+    path = calibration_path(calibration.identity, reason_tokens)
     write_atomic(path, json.dumps(calibration.to_dict(), indent=1).encode())
     return path
 
 
 def load_calibration(identity: Mapping[str, Any]) -> Calibration | None:
-    """The calibration of the model with this identity (`Engine.identity`), if there is a sound one."""
+    """The calibration of the model with this identity (`Engine.identity`), asked as curation asks; None without."""
     path = calibration_path(identity)
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -109,8 +137,8 @@ def load_calibration(identity: Mapping[str, Any]) -> Calibration | None:
 
 
 def _estimate(value: Any) -> Estimate:
-    low, middle, high = (math.nan if part is None else float(part) for part in value)
-    return low, middle, high
+    found, low, high = (math.nan if part is None else float(part) for part in value)
+    return found, low, high
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from ojak.judge.ask import shortened
 from ojak.judge.prompts import Row, neutral
 
 BLOCK = 128
+MOST_EXPONENT = 50.0  # of a perplexity: beyond, one number is as absurd as another, and JSON has no infinity
 
 
 class Likelihood(NamedTuple):
@@ -31,7 +32,8 @@ class Likelihood(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(700.0, -self.per_token))
+        """exp of minus the mean log-probability of a token, after the instruction."""
+        return math.exp(min(MOST_EXPONENT, -self.per_token))
 
     @property
     def gain(self) -> float:
@@ -40,7 +42,10 @@ class Likelihood(NamedTuple):
 
 
 def likelihoods(engine: Engine, rows: Iterable[Row]) -> Iterator[Likelihood]:
-    """For each row, in order, read as needed. Raises UsageError for an engine that cannot `score`."""
+    """For each row, in order, read as needed; of a long text its beginning and its end (`shortened`).
+
+    Raises UsageError for an engine that cannot `score`, or a row that does not fit the model.
+    """
     require(engine, "the likelihood of responses", "raw_prompt", "scores")
     around = engine.chat_prefix()
     special = tuple({*engine.special_tokens, *around.stop_strings})
@@ -50,8 +55,7 @@ def likelihoods(engine: Engine, rows: Iterable[Row]) -> Iterator[Likelihood]:
         given = engine.score(
             Scored(f"{around.pre_query}{asked}{around.post_query}", answer) for asked, answer in shown
         )
-        alone = engine.score(
-            Scored(f"{around.pre_query}{around.post_query}", answer) for _, answer in shown
-        )  # one after the other: what the prompts of each have in common is read once
+        # One kind after the other: what all prompts of a kind have in common is read once.
+        alone = engine.score(Scored(f"{around.pre_query}{around.post_query}", answer) for _, answer in shown)
         pairs = zip(list(given), list(alone), strict=True)
         yield from (Likelihood(sum(with_), sum(without), len(with_)) for with_, without in pairs)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Z = 1.959963984540054  # the normal quantile of 0.975
-Estimate = tuple[float, float, float]  # value, low, high
+from ojak._interval import Estimate, Z, wilson
+
 Floats = NDArray[np.float64]
 
 
@@ -128,6 +128,9 @@ def _correlation(x: Floats, y: Floats) -> float:
 
 
 def _fisher(value: float, width: float) -> Estimate:
+    """A correlation with its interval on Fisher's scale, where 1 has no width; of three points or fewer, any value."""
+    if math.isinf(width) and not math.isnan(value):
+        return (value, -1.0, 1.0)
     if math.isnan(value) or abs(value) >= 1:
         return (value, value, value)
     centre = math.atanh(value)
@@ -135,10 +138,5 @@ def _fisher(value: float, width: float) -> Estimate:
 
 
 def share(count: float, total: int) -> Estimate:
-    """A share with Wilson's interval (JASA 22, 1927)."""
-    if not total:
-        return (math.nan, math.nan, math.nan)
-    p, z2 = count / total, Z * Z
-    middle = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
-    return p, max(0.0, middle - half), min(1.0, middle + half)
+    """A share with Wilson's interval; not a number where there is nothing to share."""
+    return (count / total, *wilson(count, total)) if total else (math.nan, math.nan, math.nan)

@@ -12,7 +12,7 @@ from typing import Any
 from ojak.engines.base import Engine
 from ojak.errors import UsageError
 from ojak.judge.ask import Answer, Asker
-from ojak.judge.labels import TAG_FIELDS, UNPARSED
+from ojak.judge.labels import TAG_FIELDS
 from ojak.judge.language import language
 from ojak.judge.prompts import QUESTIONS, Row
 from ojak.judge.safety import by_guard, by_rules
@@ -20,14 +20,13 @@ from ojak.judge.scores import row_of
 from ojak.records import Conversation
 
 BLOCK = 256
-MOST_UNPARSED = 0.1  # of a field's rows; above it the field is not fit to filter by
 ASKED = ("difficulty", "input_quality", "task_category")
 REASONS = {"Intent": "intent", "Knowledge": "knowledge", "Reason": "input_quality_reason"}
 SUSPECT = re.compile(
     r"\b(?:ignore|disregard|forget)\b[^.\n]{0,40}\b(?:instructions?|rules|above|previous|prompt)\b"
     r"|\b(?:rate|label|grade|score|mark|classify)\s+(?:this|it|me|my)\b[^.\n]{0,60}\b(?:as|with|a|an)?\s*"
     r"(?:excellent|very good|very hard|very easy|5|100|safe)\b"
-    r"|^\s*(?:quality|difficulty|grade|mark|better|category)\s*:\s*(?:excellent|very|good|[1-5AB]\b)",
+    r"|^[ \t]*(?:quality|difficulty|grade|mark|better|category)\s*:\s*(?:excellent|very|good|[1-5AB]\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -89,15 +88,6 @@ class Tagger:
     def _read(self, name: str, answer: Answer) -> dict[str, str]:
         self.counts[name][answer.how] += 1
         return {name: answer.label} | {REASONS[key]: value for key, value in answer.fields.items()}
-
-    def unparsed_rate(self, name: str) -> float:
-        """The share of rows whose label could not be read."""
-        counts = self.counts.get(name, Counter())
-        return counts[UNPARSED] / max(1, counts.total())
-
-    def is_readable(self, name: str) -> bool:
-        """Whether so few labels are missing that a filter may go by this field."""
-        return self.unparsed_rate(name) <= MOST_UNPARSED
 
     def stats(self) -> dict[str, Any]:
         """For the record: how labels were found, and how fast."""

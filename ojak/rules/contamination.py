@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ojak._grams import grams_of, words_of
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Hashes = NDArray[np.uint64]
+    Counts = NDArray[np.int64]
 
 __all__ = ["Contamination"]
 
 _WORD = re.compile(r"[^\W_]+")
 _WHOLE_BELOW = 8  # words: shorter items must be all of a text
 _MERGED_AT = 1 << 20  # hashes that wait to be merged, at least; then as many as are merged already
+_BLOCK_CHARACTERS = (
+    1 << 17
+)  # of texts looked at together: what is computed of them stays in the processor's cache
 _MOST_CHARACTERS = 1_000_000  # of a text: what comes after is not looked at
 
 
@@ -66,17 +70,49 @@ class Contamination:
 
     def find(self, text: str) -> str | None:
         """The first run of words of `text` that stands in the test set, the longest kind first; None if none does."""
-        words = _words(text)
-        if not words:
-            return None
-        values = words_of([" ".join(words)])
+        return self.find_all([text])[0]
+
+    def find_all(self, texts: Sequence[str]) -> list[str | None]:
+        """`find` of each text, many times as fast as one by one."""
+        return [run for some in _blocks(texts) for run in self._find_some(some)]
+
+    def _find_some(self, texts: list[list[str]]) -> list[str | None]:
+        found: list[str | None] = [None] * len(texts)
+        values, counts = words_of([" ".join(words) for words in texts])
         for size in sorted(self._runs, reverse=True):
-            place = self._runs[size].first_in(grams_of(*values, size)[0]) if size <= len(words) else None
-            if place is not None:
-                return " ".join(words[place : place + size])
-        short = len(words) < _WHOLE_BELOW
-        whole = short and self._wholes.first_in(grams_of(*values, len(words))[0]) is not None
-        return " ".join(words) if whole else None
+            for row, place in _first_hits(self._runs[size], values, counts, size):
+                found[row] = found[row] or " ".join(texts[row][place : place + size])
+        for size in range(1, _WHOLE_BELOW if len(self._wholes) else 1):
+            for row, _ in _first_hits(self._wholes, values, counts, size):
+                if counts[row] == size:
+                    found[row] = found[row] or " ".join(texts[row])
+        return found
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[list[str]]]:
+    """The words of the texts, some texts at a time."""
+    block: list[list[str]] = []
+    characters = 0
+    for text in texts:
+        block.append(_words(text))
+        characters += min(len(text), _MOST_CHARACTERS)
+        if characters >= _BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+def _first_hits(known: _HashSet, values: Hashes, counts: Counts, size: int) -> Iterator[tuple[int, int]]:
+    """(row, place) of the first run of `size` words that is in the set, for each text that has one."""
+    import numpy as np
+
+    hashes, many = grams_of(values, counts, size)
+    row = np.repeat(np.arange(len(counts)), many)
+    hits = np.flatnonzero(known.holds(hashes))  # a shorter text's one run is unlike any of `size` words
+    rows, first = np.unique(row[hits], return_index=True)
+    begins = np.cumsum(many) - many
+    return zip(rows.tolist(), (hits[first] - begins[rows]).tolist(), strict=True)
 
 
 class _HashSet:
@@ -105,16 +141,14 @@ class _HashSet:
             self._merged, self._waiting, self._count = np.unique(np.concatenate(parts)), [], 0
         return self._merged
 
-    def first_in(self, hashes: Hashes) -> int | None:
-        """The place of the first of `hashes` that is in the set."""
+    def holds(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Whether each of `hashes` is in the set."""
         import numpy as np
 
         known = self._all()
         if not len(known):
-            return None
-        place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-        hits = np.flatnonzero(known[place] == hashes)
-        return int(hits[0]) if len(hits) else None
+            return np.zeros(len(hashes), dtype=bool)
+        return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
 
 
 def _words(text: str) -> list[str]:

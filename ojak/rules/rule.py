@@ -61,28 +61,10 @@ _ASKING_WORDS = frozenset(_ASKING.split())
 _SURELY_ENGLISH = frozenset(
     {"the", "and", "with", "this", "that", "from", "for", "which", "these", "those", "their", "there"}
 )
-_ENGLISH = _SURELY_ENGLISH | frozenset(
-    {
-        "of",
-        "to",
-        "is",
-        "are",
-        "was",
-        "were",
-        "in",
-        "on",
-        "at",
-        "by",
-        "it",
-        "its",
-        "as",
-        "an",
-        "a",
-        "be",
-        "has",
-    }
-    | {"have", "had", "he", "she", "they", "his", "her", "not", "or", "but", "been", "will", "would"}
-)
+_ALSO_ENGLISH = """
+    of to is are was were in on at by it its as an a be has have had he she they his her not or but been will would
+"""
+_ENGLISH = _SURELY_ENGLISH | frozenset(_ALSO_ENGLISH.split())
 
 
 def words(text: str) -> list[str]:

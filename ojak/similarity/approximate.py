@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ojak._interval import wilson
 from ojak.errors import UsageError
 from ojak.similarity.unite import alone, unite
-from ojak.similarity.vectors import NOTHING, Neighbors, distances
+from ojak.similarity.vectors import NOTHING, Neighbors, distances, near_only
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _SAMPLE = 2_000  # rows; half choose, half measure
 _BATCH = 65_536  # rows that look into cells together
+_PRODUCTS = 1 << 23  # computed together: where thousands of rows are alike, a cell holds them all
 _TRAINING = 48  # rows for each cell, from which its centre is found
 _ROUNDS = 10  # of k-means
 _SAME = 1e-5  # cosines this close are the same: sums of float32 products in another order
@@ -58,21 +60,26 @@ class _Cells:
         order = np.argsort(cells, kind="stable")
         cuts = np.flatnonzero(np.diff(cells[order])) + 1
         for some in np.split(order, cuts):
-            cell, positions = cells[some[0]], some // self.looked_into
+            cell = cells[some[0]]
             others = self.rows[self.begins[cell] : self.begins[cell + 1]]
-            if len(others):
+            size = max(1, _PRODUCTS // max(1, len(others)))
+            for start in range(0, len(some) if len(others) else 0, size):
+                positions = some[start : start + size] // self.looked_into
                 products = self.matrix[asking[positions]] @ self.matrix[others].T
                 own = np.flatnonzero(self.cell[asking[positions]] == cell)
                 products[own, self.place[asking[positions[own]]]] = NOTHING
                 yield positions, others, products
 
-    def nearest(self, asking: Rows) -> tuple[Cosines, Rows]:
-        """([asking] the largest cosine, a row that has it); NOTHING and -1 where there is none."""
+    def nearest(self, asking: Rows, *, earlier: bool = False) -> tuple[Cosines, Rows]:
+        """([asking] the largest cosine, a row that has it); NOTHING and -1 where there is none. earlier: of the rows
+        before the one that asks alone."""
         import numpy as np
 
         best = np.full(len(asking), NOTHING, dtype=np.float32)
         index = np.full(len(asking), -1, dtype=np.int64)
         for positions, others, products in self.compared(asking):
+            if earlier:
+                products[others[None, :] >= asking[positions][:, None]] = NOTHING
             top, found = products.max(axis=1), others[products.argmax(axis=1)]
             better = top > best[positions]
             best[positions[better]], index[positions[better]] = top[better], found[better]
@@ -110,6 +117,18 @@ def nearest(matrix: Matrix, *, recall: float, seed: int) -> Neighbors:
     )
 
 
+def earlier(matrix: Matrix, within: float, *, recall: float, seed: int) -> Rows:
+    """[rows]: the nearest earlier row nearer than `within` that was seen, -1 for none."""
+    import numpy as np
+
+    cells = _open(matrix, recall, seed)[0]
+    cosine = np.empty(len(matrix), dtype=np.float32)
+    index = np.empty(len(matrix), dtype=np.int64)
+    for asking in cells.batches():
+        cosine[asking], index[asking] = cells.nearest(asking, earlier=True)
+    return near_only(cosine, index, within)
+
+
 def repeats(matrix: Matrix, threshold: float, *, recall: float, seed: int) -> Rows:
     """[rows]: how many other rows with a cosine of at least `threshold` were seen."""
     import numpy as np
@@ -138,14 +157,6 @@ def clustered(matrix: Matrix, threshold: float, *, recall: float, seed: int) -> 
     return first
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of `right` in `count` (E. B. Wilson, 1927)."""
-    share, extra = right / count, z * z / count
-    middle = (share + extra / 2) / (1 + extra)
-    half = z / (1 + extra) * math.sqrt(share * (1 - share) / count + extra / count / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 @dataclass(frozen=True, slots=True)
 class _Truth:
     """The true largest cosine of some rows with another row."""
@@ -172,6 +183,18 @@ def _open(matrix: Matrix, recall: float, seed: int) -> tuple[_Cells, _Truth]:
 
 def _true(matrix: Matrix, rows: Rows) -> tuple[Cosines, Rows]:
     """([rows] the largest cosine with another row of all, the row that has it)."""
+    import numpy as np
+
+    best = np.full(len(rows), NOTHING, dtype=np.float32)
+    index = np.full(len(rows), -1, dtype=np.int64)
+    size = max(1, _PRODUCTS // _BATCH)
+    for begin in range(0, len(rows), size):  # few at a time: all may be alone in their cells
+        part = slice(begin, begin + size)
+        best[part], index[part] = _true_of_few(matrix, rows[part])
+    return best, index
+
+
+def _true_of_few(matrix: Matrix, rows: Rows) -> tuple[Cosines, Rows]:
     import numpy as np
 
     best = np.full(len(rows), NOTHING, dtype=np.float32)

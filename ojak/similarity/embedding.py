@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float32]
     Rows = NDArray[np.int64]
 
-__all__ = ["DEFAULT", "EXACT_UP_TO", "Embedder", "Neighbors", "clusters", "neighbors", "repeat_counts"]
+__all__ = [
+    "DEFAULT", "EXACT_UP_TO", "Embedder", "Neighbors", "clusters", "earlier_neighbors", "neighbors", "repeat_counts",
+]  # fmt: skip
 
 DEFAULT = "all-minilm-l6-v2"
 EXACT_UP_TO = 100_000
@@ -211,6 +213,20 @@ def repeat_counts(
     if len(matrix) <= exact_up_to:
         return vectors.repeats(matrix, threshold)
     return approximate.repeats(matrix, threshold, recall=recall, seed=seed)
+
+
+def earlier_neighbors(
+    matrix: Matrix, within: float, *, exact_up_to: int = EXACT_UP_TO, recall: float = 0.99, seed: int = 0
+) -> Rows:
+    """[rows]: the nearest of the earlier rows at a cosine distance of less than `within`, -1 for none. Raises
+    UsageError.
+
+    Above `exact_up_to` rows only those that the index compares are seen.
+    """
+    _check(matrix, 1 - within)
+    if len(matrix) <= exact_up_to:
+        return vectors.earlier(matrix, within)
+    return approximate.earlier(matrix, within, recall=recall, seed=seed)
 
 
 def clusters(

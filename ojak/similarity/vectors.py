@@ -174,6 +174,28 @@ def close_pairs(matrix: Matrix, threshold: float) -> Iterator[tuple[Rows, Rows]]
         yield one[ordered], other[ordered]
 
 
+def earlier(matrix: Matrix, within: float) -> Rows:
+    """[rows]: the nearest earlier row nearer than `within`, -1 for none. Ties go to the first row in row order."""
+    import numpy as np
+
+    best = np.full(len(matrix), NOTHING, dtype=np.float32)
+    index = np.full(len(matrix), -1, dtype=np.int64)
+    for rows, columns, products in _blocks(matrix):
+        if rows == columns:  # of the rows themselves only the earlier ones: what stands left of the diagonal
+            products = np.where(np.tri(len(products), k=-1, dtype=bool), products, np.float32(NOTHING))
+            _improve(best[rows], index[rows], *_tops(products), columns.start)
+        else:
+            _improve(best[columns], index[columns], *_tops_down(products), rows.start)
+    return near_only(best, index, within)
+
+
+def near_only(cosines: NDArray[np.float32], index: Rows, within: float) -> Rows:
+    """`index` where the distance is less than `within`, else -1."""
+    import numpy as np
+
+    return np.where(distances(cosines) < within, index, -1)
+
+
 def repeats(matrix: Matrix, threshold: float) -> Rows:
     """[rows]: how many other rows have a cosine of at least `threshold`."""
     import numpy as np

@@ -47,6 +47,15 @@ def test_it_holds_for_one_state_of_the_questions(folder: Path, monkeypatch: pyte
     assert load_calibration(IDENTITY) is None
 
 
+def test_it_holds_for_one_way_of_asking(folder: Path) -> None:
+    """Curation asks with the questions' own number of reason tokens: what another one gave says nothing of it."""
+    keep_calibration(some(), reason_tokens=0)
+    assert load_calibration(IDENTITY) is None
+    keep_calibration(some())
+    assert load_calibration(IDENTITY) is not None
+    assert len({calibration_path(IDENTITY, reason_tokens) for reason_tokens in (None, 0, 8)}) == 3
+
+
 def test_a_model_without_a_hash_is_known_by_all_else(folder: Path) -> None:
     served = {"engine": "endpoint", "model": "m", "url": "http://127.0.0.1:1"}
     keep_calibration(some(served))
@@ -95,10 +104,10 @@ def test_the_user_s_own_rows(folder: Path) -> None:
         for i in range(1, 15)
     ]
     (folder / "own.json").write_text(json.dumps(rows))
-    arguments = ["judge", "calibrate", "--model", "scripted", "--data", "own.json", "--json"]
+    arguments = ["judge", "calibrate", "--model", "scripted", "--json", "--data", str(folder / "own.json")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["source"] == "own.json"
+    assert json.loads(result.stdout)["source"] == "own.json", "a folder's name would go out with the manifest"
     (folder / "own.json").write_text(json.dumps(rows[:3]))
     assert CliRunner().invoke(app, arguments).exit_code == 9
-    assert CliRunner().invoke(app, [*arguments[:-2], "missing.json"]).exit_code == 9
+    assert CliRunner().invoke(app, [*arguments[:-1], "missing.json"]).exit_code == 9

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from ojak.errors import UsageError
+from ojak.rules import contamination
 from ojak.rules.contamination import Contamination
 
 ITEM = "A farmer has seventeen sheep and all but nine of them run away. How many sheep are left?"
@@ -94,3 +95,37 @@ def test_import_takes_no_numpy() -> None:
         " ojak.similarity.embedding; sys.exit(bool({'numpy', 'torch', 'faiss'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_many_texts_at_once_are_found_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against plain windows of words, with runs of several lengths, short items, wide signs and empty texts."""
+    rng = random.Random(4)
+    words = [f"w{i}" for i in range(40)] + ["日本語", "Ünit"]
+    tests = [" ".join(rng.choices(words, k=rng.choice([1, 3, 7, 8, 10, 13, 20]))) for _ in range(40)]
+    texts = ["", "?!", *tests[:10]]
+    for item in tests:
+        around = rng.choices(words, k=rng.randint(0, 30))
+        at = rng.randint(0, len(around))
+        piece = item.split() if rng.random() < 0.6 else item.split()[1:]
+        texts.append(" ".join([*around[:at], *piece, *around[at:]]))
+    index = Contamination(tests, n=13)
+    expected = [plain(text, tests, 13) for text in texts]
+    assert 10 < sum(run is not None for run in expected) < len(texts)
+    for size in (1 << 17, 50):
+        monkeypatch.setattr(contamination, "_BLOCK_CHARACTERS", size)
+        assert index.find_all(texts) == expected
+    assert [index.find(text) for text in texts] == expected
+    assert Contamination([]).find_all(texts) == [None] * len(texts)
+
+
+def plain(text: str, tests: list[str], n: int) -> str | None:
+    """The first run of the longest kind, by comparing lists of words."""
+    said = contamination._words(text)
+    items = [contamination._words(item) for item in tests]
+    for size in range(n, 7, -1):
+        runs = [item[i : i + n] for item in items for i in range(max(1, len(item) - n + 1))]
+        known = [run for run in runs if len(run) == size]
+        for at in range(len(said) - size + 1):
+            if said[at : at + size] in known:
+                return " ".join(said[at : at + size])
+    return " ".join(said) if said and len(said) < 8 and said in items else None

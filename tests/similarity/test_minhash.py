@@ -142,10 +142,42 @@ def test_signatures_agree_as_often_as_sets_do() -> None:
         words = text_of(rng, 200)
         one, other = " ".join(words), " ".join(varied(rng, words, share))
         signer = minhash._Signer(4000, 1)
-        keys = signer.keys(*minhash._gram_sets([one, other], "word", 5))
+        keys, sketches = signer.sign(*minhash._gram_sets([one, other], "word", 5))
         true = similarity(one, other, "word", 5)
+        # Bytes of sketches agree where the values do, and by chance elsewhere, once in 256.
+        expected = true + (1 - true) / 256
+        apart = abs((sketches[0] == sketches[1]).mean() - expected)
+        assert apart < 5 * (expected * (1 - expected) / 4000) ** 0.5
         errors.append(abs((keys[:, 0] == keys[:, 1]).mean() - true) / (true * (1 - true) / 4000) ** 0.5)
     assert max(errors) < 5, "in standard deviations"
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.7, 0.95, 1.0])
+def test_sketches_let_no_alike_rows_go(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that are joined are the same without sketches, and most of those that are not are never compared."""
+    rng = random.Random(12)
+    bases = [text_of(rng, 40) for _ in range(30)]
+    texts = [" ".join(varied(rng, rng.choice(bases), rng.random() * 0.2)) for _ in range(300)]
+    template = text_of(rng, 24)  # a third of their word 5-grams is the same
+    texts += [" ".join([*template, *text_of(rng, 18)]) for _ in range(150)]
+    compared: list[int] = []
+    jaccards = minhash._Sets._jaccards
+
+    def counted(self: Any, one: Any, other: Any) -> Any:
+        compared.append(len(one))
+        return jaccards(self, one, other)
+
+    monkeypatch.setattr(minhash._Sets, "_jaccards", counted)
+    found = near_duplicates(texts, threshold=threshold).first.tolist()
+    with_sketches = sum(compared)
+    compared.clear()
+    monkeypatch.setattr(
+        minhash._Sets, "_may_be_alike", lambda _self, one, _other, _threshold: np.ones(len(one), dtype=bool)
+    )
+    assert near_duplicates(texts, threshold=threshold).first.tolist() == found
+    assert with_sketches <= sum(compared)
+    if threshold == 0.7:
+        assert with_sketches < sum(compared) / 2
 
 
 def test_exact_copies_are_told_from_near_ones() -> None:
@@ -167,7 +199,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [" ".join(varied(rng, rng.choice(bases), 0.03)) for _ in range(200)]
     whole = near_duplicates(texts)
     assert len(set(whole.first.tolist())) < 150
-    for name, value in (("_BLOCK_CHARACTERS", 1000), ("_BLOCK_ROWS", 7), ("_PAIR_GRAMS", 100)):
+    for name, value in (("_BLOCK_CHARACTERS", 1000), ("_BLOCK_ROWS", 7), ("_PAIR_GRAMS", 100), ("_PAIRS", 3)):
         monkeypatch.setattr(minhash, name, value)
     again = near_duplicates(iter(texts))
     assert again.first.tolist() == whole.first.tolist()

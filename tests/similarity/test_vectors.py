@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ojak.errors import UsageError
 from ojak.similarity import approximate, vectors
-from ojak.similarity.embedding import clusters, neighbors, repeat_counts
+from ojak.similarity.embedding import clusters, earlier_neighbors, neighbors, repeat_counts
 
 Matrix = NDArray[np.float32]
 
@@ -124,7 +124,14 @@ def test_the_index_agrees_on_repeats_and_clusters() -> None:
     assert (clusters(matrix, 0.95, exact_up_to=0) == clusters(matrix, 0.95)).mean() > 0.98
 
 
-def test_copies_of_one_row_do_not_break_the_index() -> None:
+@pytest.fixture(params=[1 << 23, 1 << 16])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many cosines the index computes at once, at most (or one row of them)."""
+    monkeypatch.setattr(approximate, "_PRODUCTS", request.param)
+    return request.param
+
+
+def test_copies_of_one_row_do_not_break_the_index(products: int) -> None:
     pytest.importorskip("faiss")
     matrix = np.repeat(rows_of(2, width=8), 300, axis=0)
     found = neighbors(matrix, exact_up_to=0)
@@ -137,9 +144,62 @@ def test_copies_of_one_row_do_not_break_the_index() -> None:
         neighbors(matrix[:3], exact_up_to=0)
 
 
+def test_the_index_never_holds_more_products_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell of 400 equal rows, each of which looks into it, is 160,000 products."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(approximate, "_PRODUCTS", 5_000)
+    monkeypatch.setattr(approximate, "_BATCH", 100)
+    matrix = np.concatenate([np.repeat(rows_of(1, seed=5), 400, axis=0), rows_of(200)])
+    cells, _ = approximate._open(matrix, recall=0.99, seed=0)
+    seen = [products.size for _, _, products in cells.compared(np.arange(len(matrix)))]
+    assert max(seen) <= 5_000
+    assert len(seen) > 400 * 400 / 5_000
+
+
 @pytest.mark.parametrize(
     ("right", "count", "low", "high"), [(0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (50, 100, 0.4038, 0.5962)]
 )
 def test_intervals_are_wilson_s(right: int, count: int, low: float, high: float) -> None:
     """Values from tables."""
     assert approximate.wilson(right, count) == pytest.approx((low, high), abs=2e-4)
+
+
+def true_earlier(matrix: Matrix, within: float) -> list[int]:
+    """The nearest of the earlier rows that are nearer than `within`, of float64 products; -1 for none."""
+    cosines = np.where(np.tri(len(matrix), k=-1, dtype=bool), true_cosines(matrix), -3)
+    near = 1 - cosines.max(axis=1) < within
+    return np.where(near, cosines.argmax(axis=1), -1).tolist()
+
+
+@pytest.mark.parametrize("within", [0.01, 0.1, 0.6, 2.0])
+def test_earlier_neighbours_are_those_of_all_pairs(block: int, within: float) -> None:
+    matrix = rows_of(150, seed=6, groups=12)
+    expected = true_earlier(matrix, within)
+    assert within < 0.05 or len(set(expected)) > 1
+    assert earlier_neighbors(matrix, within).tolist() == expected
+    assert earlier_neighbors(matrix[:1], within).tolist() == [-1]
+
+
+def test_of_equal_rows_the_first_is_named(block: int) -> None:
+    matrix = np.repeat(rows_of(4, seed=3), 5, axis=0)
+    assert earlier_neighbors(matrix, 0.001).tolist() == [-1, 0, 0, 0, 0, -1, 5, 5, 5, 5, -1, 10, 10, 10, 10, -1, 15, 15, 15, 15]  # fmt: skip
+
+
+def test_a_chain_drops_only_rows_that_are_near_an_earlier_one() -> None:
+    """0 - 2 - 1: the third row is near both others, which are far from each other. Only it has an earlier neighbour."""
+    angles = np.array([0.0, 0.6, 0.3])
+    matrix = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert earlier_neighbors(matrix, 0.06).tolist() == [-1, -1, 0]
+    assert clusters(matrix, 0.94).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("products", [1 << 23, 300])
+def test_the_index_finds_the_same_earlier_neighbours(products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(approximate, "_PRODUCTS", products)
+    matrix = rows_of(1500, seed=8, groups=300)
+    exact = earlier_neighbors(matrix, 0.05)
+    found = earlier_neighbors(matrix, 0.05, exact_up_to=0)
+    assert 50 < (exact >= 0).sum() < 1400
+    assert (found == exact).mean() > 0.99
+    assert (found < np.arange(1500)).all()
