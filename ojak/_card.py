@@ -180,13 +180,15 @@ def _used(manifest: Manifest) -> Iterator[tuple[Any, Any, Any, Any]]:
     name = _dig(stats, "engine", "model") or manifest["config"].get("model") or stats.get("name")
     digest = _dig(stats, "engine", "model_sha256") or stats.get("model_sha256") or stats.get("sha256")
     yield name, digest, stats.get("license"), stats.get("quantization")
-    for judge in _list(stats.get("annotators")):
-        yield (
-            _dig(judge, "model"),
-            _dig(judge, "model_sha256"),
-            _dig(judge, "license"),
-            _dig(judge, "quantization"),
-        )
+    for annotator in _list(stats.get("annotators")):
+        named = annotator.values() if isinstance(annotator, dict) else ()
+        for model in (annotator, *named):  # an annotator is a model, or names those that it asks
+            yield (
+                _dig(model, "model"),
+                _dig(model, "model_sha256"),
+                _dig(model, "license"),
+                _dig(model, "quantization"),
+            )
 
 
 def _settings(line: Sequence[Manifest]) -> str:

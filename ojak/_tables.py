@@ -9,16 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ojak.errors import InputRefused, VerificationFailed
+from ojak.errors import InputRefused, OjakError, VerificationFailed
 from ojak.records import JSON_FIELDS, MESSAGE_FIELDS, AnyRecord, dump_json, field_names, from_row, to_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_PER_GROUP = 8_192
-CHARACTERS_PER_GROUP = (
-    16 * 2**20
-)  # long documents make smaller row groups, so that a reader's memory is bounded
+CHARACTERS_PER_GROUP = 16 * 2**20  # long documents make smaller groups, so that a reader's memory is bounded
 CHARACTERS_PER_SHARD = 512 * 2**20
 READ_BATCH_ROWS = 1_024
 Decode: TypeAlias = Callable[[dict[str, Any], str, int], Iterable[AnyRecord]]
@@ -83,9 +81,8 @@ class TableWriter:
 
     def abandon(self) -> None:
         """Give the file back to the system after an error; it is not a Parquet file then."""
-        with suppress(
-            Exception
-        ):  # a footer that finds no room, or nothing to write: the first error is what counts
+        # A footer that finds no room, or nothing to write: the first error is what counts.
+        with suppress(Exception):
             self._parquet.close()
         with suppress(OSError):
             self._file.close()
@@ -195,6 +192,15 @@ def read_parquet(path: Path, *, own: bool = False, decode: Decode = _one) -> Ite
     `own` says that ojak wrote the file, so that anything odd means damage (VerificationFailed); in a foreign
     file it means that the file is of no use (InputRefused).
     """
+    for position, row in enumerate(read_table(path, own=own)):
+        try:
+            yield from decode(row, path.name, position)
+        except (ValueError, KeyError) as error:
+            raise _unreadable(path, own, position, error) from error
+
+
+def read_table(path: Path, *, own: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, whatever its columns are; raises like `read_parquet`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -203,11 +209,15 @@ def read_parquet(path: Path, *, own: bool = False, decode: Decode = _one) -> Ite
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, use_threads=False):
                 for row in batch.to_pylist():
-                    yield from decode(row, path.name, position)
+                    yield row
                     position += 1
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        kind = VerificationFailed if own else InputRefused
-        raise kind(f"{path} cannot be read as records", why=f"row {position}: {error}") from error
+        raise _unreadable(path, own, position, error) from error
+
+
+def _unreadable(path: Path, own: bool, position: int, error: Exception) -> OjakError:
+    kind = VerificationFailed if own else InputRefused
+    return kind(f"{path} cannot be read as records", why=f"row {position}: {error}")
 
 
 def row_count(path: Path) -> int:
@@ -232,6 +242,15 @@ def column_counts(path: Path, name: str) -> dict[str, int]:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise VerificationFailed(f"{path} has no column {name!r}", why=str(error)) from error
     return {item["values"]: item["counts"] for item in found}
+
+
+def column_values(path: Path, name: str) -> Iterator[str]:
+    """The values of a text column of a Parquet file of ours, in order."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, columns=[name], use_threads=False):
+            yield from batch.column(0).to_pylist()
 
 
 def column_names(path: Path) -> set[str]:

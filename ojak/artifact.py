@@ -50,12 +50,14 @@ from ojak._manifest import (
     read_manifest,
 )
 from ojak._swap import STAGING_PREFIX, swap_in, undo
-from ojak._tables import column_counts, is_parquet, read_parquet, row_count, write_shards
+from ojak._tables import column_counts, column_values, is_parquet, read_parquet, row_count, write_shards
 from ojak.errors import InputRefused, OjakError, UsageError, VerificationFailed
 from ojak.records import AnyRecord, Conversation, Record, Rejected
 
 __all__ = ["Artifact", "TargetLock", "publish", "read", "verify", "write_atomic"]
 
+DIGEST_BYTES = 8  # of an id; numpy reads them as one number
+MOST_DOUBLE = 1_000  # digests that occur twice and are looked into: one true case is enough
 PARTS = (DATA, REJECTED, CARD, MANIFEST)  # in the order in which they are put in place
 
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -238,6 +240,7 @@ def _check_names(kind: str, splits: Mapping[str, object]) -> None:
 
 def _check_target(out: Path, replace: bool) -> None:
     """Replace only what ojak wrote, and that only when asked to."""
+    refuse_within(out)
     there = [name for name in PARTS if os.path.lexists(out / name)]
     if MANIFEST in there:
         if not replace:
@@ -245,6 +248,18 @@ def _check_target(out: Path, replace: bool) -> None:
         _check_own_manifest(out)
     elif there:
         raise target_exists(out / there[0], why="it is not part of an artifact, so it is not ours to replace")
+
+
+def refuse_within(out: Path) -> None:
+    """Raises UsageError where `out` lies among the shards of an artifact, which would no longer verify."""
+    place = out.resolve()
+    for folder in (place, *place.parents):
+        if folder.name in (DATA, REJECTED) and (folder.parent / MANIFEST).is_file():
+            raise UsageError(
+                f"{out} lies in the artifact {folder.parent}",
+                why="what is added to its files makes it fail `ojak verify`",
+                fix="choose a folder outside it",
+            )
 
 
 def _check_own_manifest(out: Path) -> None:
@@ -260,12 +275,13 @@ def _write_data(
     """Write the shards; their entries in the manifest, the number of records, the rejections by reason."""
     staging.mkdir(parents=True)
     iterators, record_type = _peek(splits)
-    ids: set[str] = set()
+    digests = bytearray()
     files: list[dict[str, Any]] = []
     (staging / DATA).mkdir()
     for split, records in iterators.items():
-        shards = write_shards(staging / DATA, split, record_type, _unique(records, ids))
+        shards = write_shards(staging / DATA, split, record_type, _digested(records, digests))
         files += [_entry(staging, path, rows) for path, rows in shards]
+    _check_ids(staging, files, digests)
     fsync_dir(staging / DATA)
     reasons: Counter[str] = Counter()
     turned_away = iter(rejected)
@@ -276,7 +292,7 @@ def _write_data(
         shards = write_shards(staging / REJECTED, "part", Rejected, counted)
         files += [_entry(staging, path, rows) for path, rows in shards]
         fsync_dir(staging / REJECTED)
-    return files, len(ids), reasons
+    return files, len(digests) // DIGEST_BYTES, reasons
 
 
 def _peek(splits: Mapping[str, Iterable[Record]]) -> tuple[dict[str, Iterator[Record]], type[AnyRecord]]:
@@ -291,14 +307,32 @@ def _peek(splits: Mapping[str, Iterable[Record]]) -> tuple[dict[str, Iterator[Re
     return iterators, record_type or Conversation
 
 
-def _unique(records: Iterable[Record], ids: set[str]) -> Iterator[Record]:
+def _digested(records: Iterable[Record], digests: bytearray) -> Iterator[Record]:
+    """The records, of whose ids some bytes each are kept: the ids of a million rows do not belong into memory."""
     for record in records:
-        if record.id in ids:
-            raise InputRefused(
-                f"two records have the id {record.id!r}", why="an id names one row of an artifact"
-            )
-        ids.add(record.id)
+        digests += _digest(record.id)
         yield record
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
+def _check_ids(staging: Path, files: list[dict[str, Any]], digests: bytearray) -> None:
+    """Raises InputRefused if two records have one id. Digests may agree by chance, so the ids themselves decide."""
+    import numpy as np
+
+    found = np.sort(np.frombuffer(digests, dtype=np.uint64))
+    double = {each.tobytes() for each in found[1:][found[1:] == found[:-1]][:MOST_DOUBLE]}
+    seen: set[str] = set()
+    for entry in files if double else ():
+        for name in column_values(staging / entry["path"], "id"):
+            if _digest(name) in double:
+                if name in seen:
+                    raise InputRefused(
+                        f"two records have the id {name!r}", why="an id names one row of an artifact"
+                    )
+                seen.add(name)
 
 
 def _count(rejected: Iterable[Rejected], reasons: Counter[str]) -> Iterator[Rejected]:

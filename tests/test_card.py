@@ -57,7 +57,7 @@ def curated(path: Path, source: Artifact, **stats: Any) -> Artifact:
     gone = [Rejected(f"r{i}", "too_short", "curate") for i in (10, 11)]
     return publish(
         path, kind="curate", records=pairs(10), rejected=gone, config={"recipe": "air-300k"}, inputs=[source],
-        stats={"funnel": funnel, "not_applied": {"reward": "no row has this score"}, "calibrations": [CALIBRATION], "annotators": [{"model": "a-judge"}], **stats},
+        stats={"funnel": funnel, "not_applied": {"reward": "no row has this score"}, "calibrations": [CALIBRATION], "annotators": [{"model": "a-judge"}, {"n": 13, "base": {"model": "a-base", "license": "some-terms"}}], **stats},
     )  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def test_a_curated_set_tells_of_everything_before_it(tmp_path: Path) -> None:
         "It may tag, not filter.",
         "How well `a-judge` tells",
         "| `a-judge` | not recorded |",
+        "| `a-base` | not recorded | `some-terms` |",
         f"| `smollm2-135m-instruct` | `{'b' * 64}` | `apache-2.0` | `Q4_1` |",
         '"recipe": "air-300k"',
         '"seed": 7',

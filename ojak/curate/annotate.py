@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
 from ojak.curate.config import CurateConfig
 from ojak.curate.filters import EMBEDDED, LIBRARY_TAGS, NoContamination
+from ojak.curate.models import Models
 from ojak.curate.recipe import FilterRecipe
 from ojak.curate.scores import (
+    DIFFERENCE,
     GAIN,
     PERPLEXITY,
+    REWARD,
     TOKENS,
     Annotator,
     Embeddings,
@@ -27,9 +29,9 @@ from ojak.engines.base import Engine
 from ojak.errors import OjakError, UsageError
 
 NO_MODEL = "no model was named for it (--model)"
+NO_REWARD_MODEL = "no reward model was named for it (--reward-model)"
+NO_BASE = "no base model was named for it (--reward-base)"
 INSTALL = "pip install 'ojak[embed]'"
-# Values that ojak does not compute: rows may bring them.
-BROUGHT = {"scores.reward_difference": "it takes a base model's answers, too, which ojak does not ask for"}
 
 
 @dataclass
@@ -55,16 +57,16 @@ class Annotators:
             self.lack(needs, " ".join(filter(None, (f"{error.what};", error.why or error.fix))).rstrip(";"))
 
 
-def open_annotators(
-    recipe: FilterRecipe, config: CurateConfig, engine_of: Callable[[], Engine | None]
-) -> Annotators:
-    """The annotators that the recipe's rules need. `engine_of` opens the model, if one was named; it is called only
-    where a rule needs it. Raises what opening a model, a reward model or a test set that was named raises."""
+def open_annotators(recipe: FilterRecipe, config: CurateConfig, models: Models) -> Annotators:
+    """The annotators that the recipe's rules need. `models` are opened only where a rule needs them.
+
+    Raises what opening a model, a reward model or a test set that was named raises; what was not named is `absent`.
+    """
     needs = recipe.needs
     found = Annotators([Texts(formats="found.format" in needs)])
-    _open_tags(found, [need for need in needs if need.startswith("tags.")], engine_of)
-    _open_engine_scores(found, needs, engine_of)
-    _open_rewards(found, needs, config.reward_model)
+    _open_tags(found, [need for need in needs if need.startswith("tags.")], models)
+    _open_engine_scores(found, needs, models.judge)
+    _open_rewards(found, needs, config.reward_model, models)
     if "found.personal_data" in needs:
         found.open.append(PersonalData())
     for rule in recipe.rules:
@@ -74,16 +76,14 @@ def open_annotators(
     return found
 
 
-def _open_tags(found: Annotators, needs: Sequence[str], engine_of: Callable[[], Engine | None]) -> None:
-    """Those of the library (language, safety), and those that a model judges."""
+def _open_tags(found: Annotators, needs: Sequence[str], models: Models) -> None:
+    """Those of the library and of rules or a guard model (language, safety), and those that a model judges."""
     names = [need.partition(".")[2] for need in needs]
     library = [name for name in names if name in LIBRARY_TAGS]
     judged = [name for name in names if name not in LIBRARY_TAGS]
-    if "language" in library and find_spec("py3langid") is None:
-        found.lack(["tags.language"], f"py3langid is not installed: {INSTALL}")
-        library.remove("language")
-    found.attempt(library, lambda: Tags(library))
-    engine = engine_of() if judged else None
+    if library:
+        found.open.append(Tags(library, guard=models.guard() if "safety" in library else None))
+    engine = models.judge() if judged else None
     if not judged or engine is None:
         found.lack([f"tags.{name}" for name in judged], NO_MODEL)
         return
@@ -116,13 +116,18 @@ def _open_engine_scores(
             found.lack(read, f"{error.what}: {error.why}")
 
 
-def _open_rewards(found: Annotators, needs: Sequence[str], name: str | None) -> None:
-    found.absent |= {need: why for need, why in BROUGHT.items() if need in needs}
-    if "scores.reward" not in needs:
+def _open_rewards(found: Annotators, needs: Sequence[str], name: str | None, models: Models) -> None:
+    """Rewards, and the differences to a base model's, as far as models were named for them."""
+    wanted = [need for need in needs if need in (REWARD, DIFFERENCE)]
+    if wanted and name is None:
+        found.lack(wanted, NO_REWARD_MODEL)
+    base = models.base() if DIFFERENCE in wanted and name is not None else None
+    if DIFFERENCE in wanted and name is not None and base is None:
+        found.lack([DIFFERENCE], NO_BASE)
+    if name is None or not (REWARD in wanted or base):
         return
-    if name is None:
-        found.lack(["scores.reward"], "no reward model was named (--reward-model)")
-        return
-    from ojak.curate.reward import Rewards
+    from ojak.curate.reward import Differences, Rewards
+    from ojak.judge.reward import RewardModel
 
-    found.open.append(Rewards(name))
+    model = RewardModel(name)
+    found.open += [Rewards(model), *([Differences(model, base)] if base else [])]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ojak.similarity.embedding import Neighbors
+
     Codes = NDArray[np.int32]
     Rows = NDArray[np.int64]
 
@@ -27,16 +29,23 @@ if TYPE_CHECKING:
 class Whole:
     """What is known of each row from all rows together: [rows] each. -1 stands for no row."""
 
-    distance: NDArray[np.float32] | None = None
-    neighbor: Rows | None = None
+    nearest: Neighbors | None = None
     repeats: Rows | None = None
     earlier: dict[str, Rows] = field(default_factory=dict)
     copies: dict[str, Rows] = field(default_factory=dict)  # -1: no copy; -2: not looked at
 
+    def recall(self) -> dict[str, Any]:
+        """How many of the nearest neighbours are the true ones: the share with its interval; empty where none was
+        looked for."""
+        found = self.nearest
+        if found is None:
+            return {}
+        return {"exact": found.exact, "recall": [found.recall, found.recall_low, found.recall_high]}
+
     def put(self, view: View, row: int, name_of: Any = None) -> None:
         """Set the values of `row` in its view. `name_of` gives the id of an earlier row, where it is known."""
-        if self.distance is not None:
-            view.scores["min_neighbor_distance"] = round(float(self.distance[row]), 6)
+        if self.nearest is not None:
+            view.scores["min_neighbor_distance"] = round(float(self.nearest.distance[row]), 6)
         if self.repeats is not None:
             view.scores["repeat_count"] = int(self.repeats[row])
         for key, array in (*self.earlier.items(), *self.copies.items()):
@@ -47,13 +56,14 @@ class Whole:
             elif place == -1:
                 view.found[key] = False
 
-    @property
-    def targets(self) -> set[int]:
-        """The rows that others are copies of."""
+    def targets(self, rows: int) -> NDArray[np.bool_]:
+        """[rows]: whether others are copies of the row."""
         import numpy as np
 
-        arrays = [array[array >= 0] for array in (*self.earlier.values(), *self.copies.values())]
-        return set(np.unique(np.concatenate(arrays)).tolist()) if arrays else set()
+        found = np.zeros(rows, dtype=bool)
+        for array in (*self.earlier.values(), *self.copies.values()):
+            found[array[array >= 0]] = True
+        return found
 
 
 @dataclass
@@ -117,7 +127,7 @@ def look_at_all(whole: Whole, shards: Shards, rules: Sequence[Rule]) -> None:
     if vectors is None:
         return
     if "scores.min_neighbor_distance" in needs:
-        whole.distance, whole.neighbor = columns.nearest(vectors)
+        whole.nearest = columns.nearest(vectors)
     if "scores.repeat_count" in needs:
         whole.repeats = columns.repeats(vectors)
     for rule in rules:

@@ -13,7 +13,7 @@ from ojak.artifact import Artifact
 from ojak.curate.filters import MISSING, NoDuplicates, Rule
 from ojak.curate.recipe import from_json
 from ojak.curate.view import NOTES
-from ojak.errors import OjakError, UsageError
+from ojak.errors import OjakError, UsageError, VerificationFailed
 from ojak.records import AnyRecord, Conversation, Rejected, from_row
 
 MOST_ANCESTORS = 64
@@ -28,7 +28,8 @@ def explain_row(folder: Artifact | Path | str, row_id: str) -> dict[str, Any]:
     has no such row) or "unknown" (with "why": the folder is gone or has changed since). Where the row is there, also
     "tags", "scores" and "meta"; of a curation "rules": each rule with what it asks, its value and its verdict.
 
-    Raises InputRefused if there is no artifact, UsageError if no folder has such a row.
+    Raises InputRefused if there is no artifact, UsageError if no folder has such a row, VerificationFailed for a file
+    that is damaged.
     """
     artifact = folder if isinstance(folder, Artifact) else Artifact.open(folder)
     history = list(_history(artifact, row_id))
@@ -111,7 +112,7 @@ def _told(record: AnyRecord) -> Step:
 
 
 def find_row(artifact: Artifact, row_id: str) -> AnyRecord | None:
-    """The record with this id, kept or rejected; None if the artifact has none."""
+    """The record with this id, kept or rejected; None if the artifact has none. Raises VerificationFailed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -123,8 +124,10 @@ def find_row(artifact: Artifact, row_id: str) -> AnyRecord | None:
             rows = pq.read_table(path, filters=[("id", "==", row_id)]).to_pylist()
             if rows:
                 return from_row(rows[0])
-        except (pa.ArrowException, OSError, ValueError, UnicodeEncodeError) as error:
-            raise UsageError(f"{path} cannot be searched", why=str(error)[:300]) from error
+        except UnicodeEncodeError:  # an id with half a character, as a shell may pass it on: no row has one
+            return None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise VerificationFailed(f"{path} cannot be searched", why=str(error)[:300]) from error
     return None
 
 

@@ -14,17 +14,17 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ojak._settings import Settings
 from ojak.curate.view import View
-from ojak.judge.labels import DIFFICULTY, INPUT_QUALITY
+from ojak.judge.labels import DIFFICULTY, INPUT_QUALITY, UNPARSED
 
 ORDERED_TAGS: Mapping[str, tuple[str, ...]] = {"difficulty": DIFFICULTY, "input_quality": INPUT_QUALITY}
 LIBRARY_TAGS = {"language", "safety"}  # set by a library and by rules, not by a judge
-JUDGED_SCORES = {"reward", "reward_difference", "judge_score"}
+REWARDS = {"reward", "reward_difference"}  # of a reward model
+JUDGED_SCORES = {*REWARDS, "judge_score"}
 MOST = 1e300  # of a score; NaN compares as neither
 ROUNDING = 1e-6  # float32 products of unit rows: nearer than this is the same text
 # Values that come from the instructions' embeddings, of all rows together.
 EMBEDDED = ("scores.min_neighbor_distance", "scores.repeat_count", "found.earlier_neighbor")
 MISSING = "_missing"
-UNPARSED = "unparsed"  # the label of a row whose judge gave none that could be read
 
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=100)]

@@ -2,14 +2,14 @@
 
 Pass 1 annotates into shards (`shards.py`), pass 2 decides (`decide.py`, `pick.py`), and the last one writes. Rows
 stream; what needs all of them is kept as a few numbers a row. Killed at any time, the same command goes on with the
-shards that are whole.
+shards that are whole and with what a model has answered since.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,19 +19,19 @@ import orjson
 
 from ojak._code import code_sha256, version
 from ojak._files import TargetLock, sha256_file, target_exists
-from ojak._progress import Listener, Progress, silent
-from ojak.artifact import Artifact, publish
+from ojak._progress import Listener, silent
+from ojak.artifact import Artifact, publish, refuse_within
 from ojak.curate.annotate import Annotators, open_annotators
 from ojak.curate.config import CurateConfig
 from ojak.curate.decide import Decisions, decide
 from ojak.curate.filters import is_judged
+from ojak.curate.models import Models
 from ojak.curate.pick import pick
 from ojak.curate.recipe import FilterRecipe
-from ojak.curate.shards import Shards, Survey
+from ojak.curate.shards import RowTexts, Shards, Survey
 from ojak.curate.trust import calibrations, not_applied
 from ojak.curate.view import NOTES, View
 from ojak.engines.base import Engine
-from ojak.engines.open import EngineSpec, open_engine
 from ojak.errors import InputRefused, UsageError
 from ojak.records import AnyRecord, Conversation, Rejected, dump_json, from_row, to_row
 
@@ -83,6 +83,8 @@ def curate_data(
     config: CurateConfig | None = None,
     *,
     engine: Engine | None = None,
+    base_engine: Engine | None = None,
+    guard_engine: Engine | None = None,
     accept_license: tuple[str, ...] = (),
     notify: Callable[[str], None] | None = None,
     progress: Listener | None = None,
@@ -90,48 +92,40 @@ def curate_data(
     """Publish in `out` the rows of `source` (all its splits) that a filter recipe keeps, with tags and scores.
 
     Dropped rows lie beside them with the first reason. `stats["not_applied"]` names the rules that were not applied,
-    with the reason. Without `engine`, `config.model` is opened if a rule needs it.
+    with the reason. Without `engine`, `config.model` is opened if a rule needs it; without `base_engine`,
+    `config.reward_base`, and without `guard_engine`, `config.guard`.
 
     Raises TargetExists; InputRefused for a source that cannot be read or holds no conversations; UsageError for a wrong
     recipe, or (`config.strict`) a rule that cannot be applied; Locked; ResourceExhausted.
     """
     config, out = config or CurateConfig(), Path(out)
     recipe, began, tell = config.loaded(), time.perf_counter(), notify or silent
+    refuse_within(out)
     if (out / "manifest.json").exists():
         raise target_exists(out / "manifest.json", why="the folder holds a finished artifact")
     origin = Source.open(source)
-
-    opened: list[Engine] = [engine] if engine is not None else []
-
-    def engine_of() -> Engine | None:
-        if not opened and config.model is not None:
-            spec = EngineSpec(
-                model=config.model, engine=config.engine, url=config.url, accept_license=accept_license
-            )
-            opened.append(open_engine(spec, notify=tell))
-        return opened[0] if opened else None
-
-    with TargetLock(out):
-        annotators = open_annotators(recipe, config, engine_of)
+    with TargetLock(out), ExitStack() as stack:
+        models = Models(config, out, accept_license, tell, stack, engine, base_engine, guard_engine)
+        annotators = open_annotators(recipe, config, models)
         _look_ahead(origin, recipe, config, annotators)
-        shards = _annotated(origin, out, recipe, annotators, tell, progress)
+        shards = _annotated(origin, out, recipe, annotators, models, tell, progress)
         skipped = not_applied(recipe, shards.survey, annotators.absent, trust_anyway=config.trust_anyway)
         _refuse_if_strict(config, skipped)
         found = decide(shards, recipe, skipped)
         order, ranks = pick(found, recipe, config.keep, skipped)
-        writer = _Writer(shards, recipe, skipped, found, order, ranks)
-        artifact = publish(
-            out,
-            kind=KIND,
-            records=writer.kept(),
-            rejected=writer.rejected(),
-            config=_settings(config, recipe),
-            inputs=[origin.artifact or origin.path],
-            counts={"rows": len(shards)},
-            stats=_stats(
-                found, recipe, skipped, annotators, order, time.perf_counter() - began, shards.survey
-            ),
-        )
+        seconds = time.perf_counter() - began
+        with closing(RowTexts(shards.folder / "ids", len(shards))) as ids:
+            writer = _Writer(shards, recipe, skipped, found, order, ranks, ids)
+            artifact = publish(
+                out,
+                kind=KIND,
+                records=writer.kept(),
+                rejected=writer.rejected(),
+                config=_settings(config, recipe),
+                inputs=[origin.artifact or origin.path],
+                counts={"rows": len(shards)},
+                stats=_stats(found, recipe, skipped, annotators, order, seconds, shards.survey),
+            )
         shards.remove()
     return artifact
 
@@ -147,7 +141,7 @@ def summary(artifact: Artifact) -> dict[str, Any]:
 def _settings(config: CurateConfig, recipe: FilterRecipe) -> dict[str, Any]:
     """The settings for the manifest: the recipe written out, of a model's path the name alone."""
     values = config.model_dump(mode="json")
-    for field in ("model", "reward_model"):
+    for field in ("model", "reward_model", "reward_base", "guard"):
         name = values[field]
         values[field] = Path(name).name if name and Path(name).exists() else name
     return {**values, "recipe": recipe.resolved()}
@@ -168,9 +162,8 @@ def _look_ahead(origin: Source, recipe: FilterRecipe, config: CurateConfig, anno
             given = survey.having[need]
             survey.having[need] = survey.rows
             if is_judged(need) and given < survey.rows:
-                maker = (
-                    annotator.identity.get("judge") or annotator.identity.get("grades") or annotator.identity
-                )
+                parts = (annotator.identity.get(name) for name in ("judge", "grades", "reward"))
+                maker = next(filter(None, parts), annotator.identity)
                 survey.makers.setdefault(need, set()).add(dump_json(maker))
     skipped = not_applied(recipe, survey, annotators.absent, trust_anyway=config.trust_anyway)
     _refuse_if_strict(config, skipped)
@@ -190,6 +183,7 @@ def _annotated(
     out: Path,
     recipe: FilterRecipe,
     annotators: Annotators,
+    models: Models,
     tell: Callable[[str], None],
     progress: Listener | None,
 ) -> Shards:
@@ -197,16 +191,14 @@ def _annotated(
     identities = [annotator.identity for annotator in annotators.open]
     key = {"input": origin.sha256, "annotators": identities, "code": [version(), code_sha256(CODE)]}
     shards = Shards(out, key, recipe.needs)
-    if len(shards):
-        tell(f"{len(shards):,} rows were annotated before; going on after them")
-    done, began = len(shards), time.perf_counter()
-    state = Progress(rows_total=max(origin.rows, done), rows_done=done, phase="annotating")
-    for rows in shards.fill(origin.records(tell), annotators.open):
-        state.rows_done, state.rows_total = rows, max(rows, state.rows_total)
-        per_row = (time.perf_counter() - began) / max(1, rows - done)
-        state.eta_s = per_row * (state.rows_total - rows) if origin.rows else None
-        if progress:
-            progress.update(state)
+    shards.complete(
+        origin.records(tell),
+        annotators.open,
+        rows_total=origin.rows,
+        after=models.forget,  # a shard has what was answered about its rows
+        tell=tell,
+        progress=progress,
+    )
     return shards
 
 
@@ -225,6 +217,7 @@ def _stats(
         "not_applied": dict(skipped),
         "annotators": [annotator.identity for annotator in annotators.open],
         "calibrations": calibrations(survey),
+        "neighbors": found.whole.recall(),
         # Picking the longest answers is a preference for length: said beside every selection.
         "response_chars": {"in": _quantiles(found.length), "kept": _quantiles(found.length[order])},
         "seconds": round(seconds, 3),
@@ -251,11 +244,12 @@ class _Writer:
         found: Decisions,
         order: NDArray[np.int64],
         ranks: NDArray[np.int64],
+        ids: RowTexts,
     ) -> None:
         self._shards, self._recipe, self._skipped, self._found = shards, recipe, skipped, found
         self._order, self._ranks = order, ranks
-        self._targets = found.whole.targets
-        self._ids: dict[int, str] = {}  # of rows that others are copies of
+        self._targets = found.whole.targets(len(shards))
+        self._ids = ids  # of rows that others are copies of
 
     def kept(self) -> Iterator[Conversation]:
         rows = self._rows(kept=True)
@@ -270,8 +264,8 @@ class _Writer:
     def _rows(self, *, kept: bool) -> Iterator[tuple[int, Conversation]]:
         """The rows that are kept, or the others; on the way the ids are noted that others refer to."""
         for row, view in enumerate(self._shards.views()):
-            if row in self._targets:
-                self._ids[row] = view.conversation.id
+            if self._targets[row]:
+                self._ids.put(row, view.conversation.id)
             if bool(self._found.code[row]) is not kept:
                 yield row, self._noted(row, view)
 
@@ -298,16 +292,12 @@ class _Writer:
         place[self._order] = np.arange(len(self._order))
         number = -(-len(self._order) // BUCKET_ROWS)
         paths = [self._shards.folder / f"bucket-{index:04d}.jsonl" for index in range(number)]
-        files = [path.open("wb") for path in paths]
-        try:
+        with ExitStack() as stack:  # a file that finds no room for its last rows says so when it is closed
+            files = [stack.enter_context(path.open("wb")) for path in paths]
             for row, record in rows:
                 to = int(place[row])
                 line = orjson.dumps([to, to_row(record)], option=orjson.OPT_APPEND_NEWLINE)
                 files[to // BUCKET_ROWS].write(line)
-        finally:
-            for file in files:
-                with suppress(OSError):
-                    file.close()
         for path in paths:
             with path.open("rb") as file:
                 dealt = sorted((orjson.loads(line) for line in file), key=lambda item: item[0])

@@ -1,6 +1,6 @@
 """Scores and findings, each by an annotator: something that gives values to a block of rows, and says which.
 
-Those here need no judge. What a judge says comes from `Tags`, and counts only where that judge is trusted
+Most need no judge. What a judge says comes from `Tags` and `Grades`, and counts only where that judge is trusted
 (`trust.py`).
 """
 
@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ojak.curate.filters import EMBEDDED
 from ojak.curate.view import View
 from ojak.errors import UsageError
+from ojak.judge.scores import row_of
 
 if TYPE_CHECKING:
-    from ojak.engines.base import Engine, Scored
+    from ojak.engines.base import Engine
+    from ojak.judge.likelihood import Likelihood
+    from ojak.judge.prompts import Row
 
 LENGTHS = tuple(
     f"scores.{side}_{unit}" for side in ("instruction", "response") for unit in ("chars", "words")
 )
 TOKENS = ("scores.instruction_tokens", "scores.response_tokens")
 PERPLEXITY, GAIN = "scores.perplexity", "scores.instruction_gain"
-# Of each side, as much as an engine is shown: bounds a row's tokens.
-MOST_INSTRUCTION_CHARS, MOST_RESPONSE_CHARS = 4_000, 8_000
-MOST_EXPONENT = 50.0
-JUDGE, REWARD = "judge", "reward_model"  # keys of a row's `meta`: who set its tags, who its reward
+REWARD, DIFFERENCE = "scores.reward", "scores.reward_difference"
+# Keys of a row's `meta`: who set its tags, its grade and its reward, and who gave the answer that it is compared with.
+# One each, as who gives one vouches for no other.
+JUDGE, GRADER, REWARD_MODEL, BASE = "judge", "grader", "reward_model", "reward_base"
 
 
 class Annotator(Protocol):
@@ -110,25 +113,21 @@ class TestSets:
         self.identity = {"test_sets": hashes, "n": n}
 
     def annotate(self, views: Sequence[View]) -> None:
-        for view in views:
-            shared = self._index.find(view.instruction) or self._index.find(view.response)
-            view.found["contamination"] = shared or False
+        texts = [text for view in views for text in (view.instruction, view.response)]
+        shared = self._index.find_all(texts)
+        for view, asked, answered in zip(views, shared[::2], shared[1::2], strict=True):
+            view.found["contamination"] = asked or answered or False
 
 
 def _test_texts(path: Path) -> Iterator[str]:
     """Every text in the rows of a file, whatever their fields are called: answers count as much as questions."""
     from ojak._jsonl import read_rows
-    from ojak._tables import is_parquet, read_parquet
+    from ojak._tables import is_parquet, read_table
     from ojak.errors import InputRefused
-    from ojak.records import to_row
 
     if not path.is_file():
         raise InputRefused(f"the test set {path} is not there", fix="give a JSON, JSON lines or Parquet file")
-    rows: Iterator[Any] = (
-        (to_row(record) for record in read_parquet(path))
-        if is_parquet(path)
-        else (line.row for line in read_rows(path))
-    )
+    rows = read_table(path) if is_parquet(path) else (line.row for line in read_rows(path))
     for row in rows:
         yield from _strings(row)
 
@@ -159,12 +158,10 @@ class Tokens:
 
 
 class Likelihoods:
-    """Perplexity of the response, and how much the instruction helps to predict it, by a model that reads.
+    """`perplexity` of the response, and `instruction_gain`: how much the instruction helps, in nats a token.
 
-    perplexity: exp of minus the mean over the response's tokens of log p(token | instruction, tokens before).
-    instruction_gain: the mean per token of log p(response | instruction) - log p(response), in nats; the second is
-    read after the chat format with an empty user turn. (Its exponential is the inverse of IFD, Li et al. 2024,
-    arXiv:2308.12032.) A row that does not fit the model gets neither.
+    They are what `judge.likelihood` reads, the same that is calibrated. (The exponential of the gain is the inverse of
+    IFD, Li et al. 2024, arXiv:2308.12032.) A row that does not fit the model, or has no response, gets neither.
     """
 
     gives = (PERPLEXITY, GAIN)
@@ -173,55 +170,47 @@ class Likelihoods:
         """Raises UsageError for an engine that cannot read probabilities."""
         from ojak.engines.base import require
 
-        require(engine, "curate", "scores")
-        self._engine, self._prefix = engine, engine.chat_prefix()
+        require(engine, "curate", "raw_prompt", "scores")
+        self._engine = engine
         self.identity = {"likelihoods": engine.identity}
 
     def annotate(self, views: Sequence[View]) -> None:
-        fit = [view for view in views if view.response.strip()]
-        pairs = self._read([text for view in fit for text in self._texts(view)])
-        for view, given, alone in zip(fit, pairs[::2], pairs[1::2], strict=True):
-            if given and alone and len(given) == len(alone):
-                mean, base = sum(given) / len(given), sum(alone) / len(alone)
-                view.put(PERPLEXITY, round(math.exp(min(-mean, MOST_EXPONENT)), 4))
-                view.put(GAIN, round(mean - base, 6))
+        answered = [view for view in views if view.response.strip()]
+        for view, found in zip(answered, self._read([row_of(v.conversation) for v in answered]), strict=True):
+            if found is not None and found.tokens and math.isfinite(found.given - found.alone):
+                view.put(PERPLEXITY, round(found.perplexity, 4))
+                view.put(GAIN, round(found.gain, 6))
 
-    def _texts(self, view: View) -> tuple[Scored, Scored]:
-        from ojak.engines.base import Scored
+    def _read(self, rows: Sequence[Row]) -> list[Likelihood | None]:
+        """The likelihoods in the order of `rows`; None for one that the engine refuses."""
+        from ojak.judge.likelihood import likelihoods
 
-        response = view.response[:MOST_RESPONSE_CHARS]
-        asked, nothing = (self._prompt(text) for text in (view.instruction[:MOST_INSTRUCTION_CHARS], ""))
-        return Scored(asked, response), Scored(nothing, response)
-
-    def _prompt(self, instruction: str) -> str:
-        return f"{self._prefix.pre_query}{instruction}{self._prefix.post_query}"
-
-    def _read(self, texts: Sequence[Scored]) -> list[tuple[float, ...] | None]:
-        """Log-probabilities in the order of `texts`; None for one that the engine refuses."""
         try:
-            return list(self._engine.score(texts))
-        except UsageError:
-            return [self._read_one(text) for text in texts]
-
-    def _read_one(self, text: Scored) -> tuple[float, ...] | None:
-        try:
-            return next(iter(self._engine.score([text])))
-        except UsageError:
-            return None
+            return list(likelihoods(self._engine, rows))
+        except UsageError:  # halved until the row that it refuses is alone
+            half = len(rows) // 2
+            return [*self._read(rows[:half]), *self._read(rows[half:])] if half else [None]
 
 
 class Tags:
-    """Tags by a judge, or (without an engine) by a library and rules; rows that have them all are left alone."""
+    """Tags by a judge, or (without an engine) by a library and rules; rows that have them all are left alone.
 
-    def __init__(self, fields: Sequence[str], engine: Engine | None = None) -> None:
+    guard: a model that gives the tag `safety` instead of the rules.
+    """
+
+    def __init__(
+        self, fields: Sequence[str], engine: Engine | None = None, *, guard: Engine | None = None
+    ) -> None:
         """Raises UsageError for a tag that nobody gives."""
         from ojak.judge import Tagger
 
         self._fields = tuple(fields)
-        self._tagger = Tagger(engine, fields=self._fields)
+        self._tagger = Tagger(engine, fields=self._fields, guard=guard)
         self._judge = engine.identity if engine is not None else None
         self.gives = tuple(f"tags.{name}" for name in fields)
         self.identity = {"tags": list(fields), "judge": self._judge}
+        if guard is not None:
+            self.identity["guard"] = guard.identity
 
     def annotate(self, views: Sequence[View]) -> None:
         bare = [view for view in views if not all(name in view.tags for name in self._fields)]
@@ -238,18 +227,18 @@ class Grades:
     gives = ("scores.judge_score",)
 
     def __init__(self, engine: Engine) -> None:
+        """Raises UsageError for an engine that only takes chats, InputRefused for a model without a chat template."""
         from ojak.judge import Judge
 
-        self._judge = Judge(engine)
-        self.identity = {"grades": engine.identity}
-        self._maker = engine.identity
+        self._judge, self._maker = Judge(engine), engine.identity
+        self.identity = {"grades": self._maker}
 
     def annotate(self, views: Sequence[View]) -> None:
-        graded = self._judge.judge([view.conversation for view in views])
-        for view, (_, score) in zip(views, graded, strict=True):
+        scores = self._judge.scores(row_of(view.conversation) for view in views)
+        for view, score in zip(views, scores, strict=True):
             if score is not None:
                 view.scores["judge_score"] = round(score, 3)
-                view.makers[JUDGE] = self._maker
+                view.makers[GRADER] = self._maker
 
 
 class Embeddings:

@@ -8,15 +8,22 @@ to the other.
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Iterable
+from itertools import compress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from ojak._settings import Settings
 from ojak.artifact import Artifact, publish
 from ojak.errors import InputRefused, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DRAW_BYTES = 16  # of a row's number: two words for numpy
 
 
 class SplitConfig(Settings):
@@ -42,8 +49,8 @@ def split(source: Artifact | Path | str, out: Path | str, config: SplitConfig | 
         Path(out),
         kind="split",
         splits={
-            "train": (record for record in artifact.records() if record.id not in chosen),
-            "test": (record for record in artifact.records() if record.id in chosen),
+            "train": compress(artifact.records(), ~chosen),
+            "test": compress(artifact.records(), chosen),
         },
         config=config.model_dump(),
         inputs=[artifact],
@@ -67,13 +74,18 @@ def size_of_test(rows: int, test: float) -> int:
     return number
 
 
-def choose(ids: Iterable[str], number: int, seed: int) -> frozenset[str]:
-    """The `number` ids whose hash with `seed` is smallest."""
-    return frozenset(heapq.nsmallest(number, ids, key=lambda identity: _draw(identity, seed)))
+def choose(ids: Iterable[str], number: int, seed: int) -> NDArray[np.bool_]:
+    """[rows]: whether a row is one of the `number` whose ids have the smallest hashes with `seed`."""
+    import numpy as np
+
+    draws = bytearray()
+    for identity in ids:
+        draws += _draw(identity, seed)
+    high, low = np.frombuffer(draws, dtype=">u8").reshape(-1, 2).T
+    chosen = np.zeros(len(high), dtype=bool)
+    chosen[np.lexsort((low, high))[:number]] = True
+    return chosen
 
 
 def _draw(identity: str, seed: int) -> bytes:
-    # The id itself settles a tie, which 128 bits do not have in practice.
-    return hashlib.sha256(f"{seed}\0{identity}".encode("utf-8", "surrogatepass")).digest()[
-        :16
-    ] + identity.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(f"{seed}\0{identity}".encode("utf-8", "surrogatepass")).digest()[:DRAW_BYTES]

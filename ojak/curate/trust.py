@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ojak.curate.filters import EMBEDDED, is_judged
+from ojak.curate.filters import EMBEDDED, REWARDS, is_judged
 from ojak.curate.recipe import QUOTAS, FilterRecipe
 from ojak.curate.shards import UNKNOWN, Survey
 
 CALIBRATE = "`ojak judge calibrate --model NAME` measures one"
+CALIBRATE_REWARD = "`ojak judge calibrate --reward-model NAME` measures one"
 
 
 def not_applied(
@@ -68,15 +69,21 @@ def _untrusted(need: str, survey: Survey) -> str:
 
 def _doubt(maker: str, of: str) -> str:
     """Why one judge has no vote on a tag or score; empty if it has."""
+    how = CALIBRATE_REWARD if of in REWARDS else CALIBRATE
     if maker == UNKNOWN:
-        return f"nobody knows which model judged it; {CALIBRATE}"
+        return f"nobody knows which model judged it; {how}"
+    return doubt(json.loads(maker), of)
+
+
+def doubt(identity: Mapping[str, Any], of: str) -> str:
+    """Why the model with this identity (`Engine.identity`) has no vote on a tag or score; empty if it has."""
+    how = CALIBRATE_REWARD if of in REWARDS else CALIBRATE
     from ojak.judge import load_calibration
 
-    identity = json.loads(maker)
     name = str(identity.get("model", "?"))[:80]
     calibration = load_calibration(identity)
     if calibration is None:
-        return f"its judge {name} has not been calibrated; {CALIBRATE}"
+        return f"its judge {name} has not been calibrated; {how}"
     if calibration.may_filter(of):
         return ""
     return f"its judge {name} did not pass its calibration: it may tag, not filter"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ojak.judge.scores import row_of
 from ojak.records import Conversation
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ class View:
 
     @property
     def instruction(self) -> str:
-        """The first user turn; empty if there is none."""
-        return first_turn(self.conversation, "user")
+        """The first thing that the user says, as a judge is shown it; empty if there is none."""
+        return row_of(self.conversation).instruction
 
     @property
     def response(self) -> str:
-        """The first assistant turn; empty if there is none."""
-        return first_turn(self.conversation, "assistant")
+        """What is answered to it (a greeting before it is no answer); empty if there is none."""
+        return row_of(self.conversation).response
 
     def get(self, need: str) -> Any:
         """The value of "tags.x", "scores.x" or "found.x"; None where there is none."""
@@ -62,8 +63,3 @@ class View:
         """The conversation with its tags, its scores and, in `meta`, what was found."""
         meta = {**self.conversation.meta, **self.makers, NOTES: {"found": self.found}}
         return replace(self.conversation, meta=meta, tags=self.tags, scores=self.scores)
-
-
-def first_turn(conversation: Conversation, role: str) -> str:
-    """The content of the first turn of `role`; empty if there is none."""
-    return next((turn["content"] for turn in conversation.messages if turn["role"] == role), "")

@@ -52,10 +52,10 @@ def curate(
     **settings: Any,
 ) -> Artifact:
     """Curate `rows` by a recipe given as YAML in one line."""
-    engine = settings.pop("with_engine", None)
+    engine, base = settings.pop("with_engine", None), settings.pop("with_base", None)
     made = source(tmp_path, rows, f"in-{out}")
     config = CurateConfig(recipe=recipe_file(tmp_path, rules, more, name=f"r-{out}"), **settings)
-    return curate_data(made, tmp_path / out, config, engine=engine)
+    return curate_data(made, tmp_path / out, config, engine=engine, base_engine=base)
 
 
 def kept(artifact: Artifact) -> list[int]:
@@ -72,6 +72,7 @@ class Tagger:
 
     engine: Any
     fields: Sequence[str] = ()
+    guard: Any = None
     asked = 0
 
     def tag(self, conversations: Iterable[Conversation]) -> Iterator[tuple[Conversation, dict[str, Any]]]:
@@ -123,23 +124,10 @@ class Embedder:
         return counted / np.maximum(np.linalg.norm(counted, axis=1, keepdims=True), 1e-9)
 
 
-def neighbors(matrix: Any, *, exact_up_to: int = 100_000) -> Any:
-    likeness = matrix @ matrix.T
-    np.fill_diagonal(likeness, -2)
-    index = likeness.argmax(axis=1)
-    return SimpleNamespace(distance=1 - likeness[np.arange(len(matrix)), index], index=index)
-
-
-def repeat_counts(matrix: Any, threshold: float) -> Any:
-    return (matrix @ matrix.T >= threshold).sum(axis=1) - 1
-
-
 def use_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
     from ojak.similarity import embedding
 
     monkeypatch.setattr(embedding, "Embedder", Embedder)
-    monkeypatch.setattr(embedding, "neighbors", neighbors)
-    monkeypatch.setattr(embedding, "repeat_counts", repeat_counts)
 
 
 class Blind(ScriptedEngine):

@@ -598,3 +598,40 @@ def test_notes_of_a_strange_curation_are_read(tmp_path: Path) -> None:
     publish(tmp_path / "b", kind="curate", records=[row(0, meta={"curate": notes})], config={"recipe": [1]})
     with pytest.raises(UsageError, match="cannot be used"):
         explain_row(tmp_path / "b", row(0).id)
+
+
+def test_a_guard_model_says_what_is_safe(tmp_path: Path) -> None:
+    guard = ScriptedEngine(lambda request: "unsafe\nS9" if "number 1 " in str(request.prompt) else "safe")
+    made = source(tmp_path, [row(n) for n in range(3)])
+    rules = recipe_file(tmp_path, "[{tag_in: {tag: safety, values: [safe]}}]")
+    config = CurateConfig(recipe=rules, guard="scripted")
+    artifact = curate_data(made, tmp_path / "out", config, guard_engine=guard)
+    sound(artifact)
+    assert kept(artifact) == [0, 2]
+    assert {
+        record.tags["safety_by"] for record in artifact.records() if isinstance(record, Conversation)
+    } == {"guard"}
+    tags = next(each for each in artifact.stats["annotators"] if "tags" in each)
+    assert tags["guard"]["engine"] == "scripted"
+    by_rules = curate_data(made, tmp_path / "rules", CurateConfig(recipe=rules))
+    assert kept(by_rules) == [0, 1, 2]
+
+
+def test_addresses_of_servers_are_kept_without_passwords(tmp_path: Path) -> None:
+    address = "http://user:hunter2@127.0.0.1:9/v1?key=hunter2"
+    artifact = curate(tmp_path, [row(0)], "[{no_refusal: }]", guard_url=address, reward_base_url=address)
+    assert (
+        artifact.manifest["config"]["guard_url"]
+        == artifact.manifest["config"]["reward_base_url"]
+        == "http://127.0.0.1:9"
+    )
+    assert not [path for path in artifact.path.glob("*.*") if b"hunter2" in path.read_bytes()]
+
+
+def test_an_artifact_gets_no_folder_among_its_files(tmp_path: Path) -> None:
+    made = curate(tmp_path, [row(0)], "[{no_refusal: }]")
+    with pytest.raises(UsageError, match="lies in the artifact"):
+        curate_data(made.path, made.path / "data" / "in", CurateConfig())
+    with pytest.raises(UsageError, match="lies in the artifact"):
+        publish(made.path / "rejected" / "a" / "b", kind="magpie", records=[], config={})
+    verify(made.path)

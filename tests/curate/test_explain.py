@@ -18,7 +18,7 @@ from ojak.curate.config import CurateConfig
 from ojak.curate.explain import explain_row
 from ojak.curate.run import curate_data
 from ojak.curate.split import split
-from ojak.errors import InputRefused, UsageError
+from ojak.errors import InputRefused, UsageError, VerificationFailed
 from ojak.records import Rejected
 
 RULES = (
@@ -133,6 +133,14 @@ def test_rows_that_are_nowhere(tmp_path: Path) -> None:
             explain_row(tmp_path / "out", name)
     with pytest.raises(InputRefused):
         explain_row(tmp_path / "nothing", "x")
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    artifact = curate(tmp_path, ROWS, "[]")
+    (part,) = artifact.path.glob("data/*.parquet")
+    part.write_bytes(part.read_bytes()[:-8] + b"8 bytes!")
+    with pytest.raises(VerificationFailed, match="cannot be searched"):
+        explain_row(tmp_path / "out", ROWS[0].id)
 
 
 def test_folders_that_name_each_other_end(tmp_path: Path) -> None:
