@@ -30,7 +30,8 @@ class Step:
     """A stage and where it stands: no `reasons` means that it is up to date.
 
     `has_result`: there is a result that running it would replace. `record` is what `stage.json` says of the
-    last run. `refusal` is what the stage itself would raise for what its folder holds.
+    last run. `refusal` is what the stage itself would raise for what its folder holds. `is_outdated`: a stage that
+    shapes its result will have another one.
     """
 
     chosen: Chosen
@@ -38,11 +39,12 @@ class Step:
     has_result: bool
     record: Mapping[str, Any]
     refusal: OjakError | None = None
+    is_outdated: bool = False
 
     @property
     def is_blocked(self) -> bool:
         """Whether it cannot run unless its result is moved aside."""
-        keeps = self.chosen.stage.resumes or _keeps_result(self)
+        keeps = not self.is_outdated and (self.chosen.stage.resumes or _keeps_result(self))
         return self.refusal is not None or (bool(self.reasons) and self.has_result and not keeps)
 
     def line(self) -> str:
@@ -91,6 +93,8 @@ def plan(recipe: Recipe) -> list[Step]:
         sources = [name for name in chosen.stage.reads if name in again]
         if sources and not step.reasons:
             step = replace(step, reasons=(f"{', '.join(sources)} runs first",))
+        if again.intersection(chosen.stage.shaped_by):
+            step = replace(step, is_outdated=True)
         if step.reasons and not _keeps_result(step):
             again.add(chosen.stage.name)
         steps.append(step)
@@ -197,6 +201,8 @@ def _changed_settings(chosen: Chosen, record: Mapping[str, Any]) -> list[tuple[s
 
 def _keeps_result(step: Step) -> bool:
     """Whether the stage, run again, would leave the result that is there: finished, with the settings of now."""
+    if step.is_outdated:
+        return False
     finished = step.has_result and bool(step.record.get("complete")) and not step.record.get("stopped")
     return step.chosen.stage.stable and finished and not _changed_settings(step.chosen, step.record)
 

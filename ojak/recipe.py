@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ojak import _recipe_yaml
 from ojak._recipe_yaml import Parsed, Place
-from ojak._settings import Settings, WrongSettings, dotted, explain, meant
+from ojak._settings import Settings, dotted, explain, meant, problems
 from ojak.errors import UsageError
 from ojak.stages import BY_NAME, STAGES, Stage
 
@@ -124,17 +124,8 @@ def _override(parsed: Parsed, text: str) -> Place:
         node = node[key]
     if not isinstance(node, dict):
         raise UsageError(f"--set {text!r}: {'.'.join(map(str, place[:-1]))!r} holds no settings")
-    node[place[-1]] = _value(value)
+    node[place[-1]] = _recipe_yaml.value_of(value)
     return place
-
-
-def _value(text: str) -> Any:
-    """The value that `text` would be in the file; what is no plain value or list there is taken as the text it is."""
-    try:
-        value = _recipe_yaml.parse(text, "--set").value if text.strip() else text
-    except UsageError:
-        return text
-    return text if isinstance(value, dict) else value
 
 
 def _order_problems(parsed: Parsed, names: list[str]) -> Iterator[str]:
@@ -177,10 +168,14 @@ def _settings(
     if own:
         where = parsed.where((*place, own[0]))
         return None, [f"{where}: {own[0]!r} of {stage.name} is set by the run, not by a recipe"]
-    try:
+    wrong = list(problems(stage.settings(), values))
+    if not wrong:
         return stage.settings()(**values), []
-    except WrongSettings as error:
-        return None, [_line(parsed, overridden, place, item, fields) for item in error.problems]
+    # Of the names at the top, those that the run sets are no advice.
+    return None, [
+        _line(parsed, overridden, place, item, fields if len(item["loc"]) == 1 else inner)
+        for item, inner in wrong
+    ]
 
 
 def _line(
@@ -189,7 +184,7 @@ def _line(
     """One line about one error: where, what, the bad value, and what is allowed."""
     place = (*base, *item["loc"])
     where = next((f"--set {text!r}" for at, text in overridden.items() if place[: len(at)] == at), None)
-    name = dotted(place[1:] if place[:1] == ("stages",) else place)
+    name = dotted(place[1:] if place[:1] == ("stages",) and place[1:] else place)
     return f"{where or parsed.where(place)}: {explain(item, name, fields)}"
 
 

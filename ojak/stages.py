@@ -21,7 +21,7 @@ from ojak.errors import InputRefused
 
 if TYPE_CHECKING:
     from ojak.artifact import Artifact
-    from ojak.synthesize.config import MagpieConfig
+    from ojak.synthesize.config import MagpieConfig, PersonasConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class Stage:
     field) is its default.
     code: the files and folders of this package that shape its result. resumes: it goes on with what a folder
     holds; `check` raises what it would raise for what is there, and writes nothing.
-    stable: run again with the same settings, it leaves a sound result as it is. limits: those of its fields
-    that only say when to stop early.
+    stable: run again with the same settings, it leaves a sound result as it is, unless one of `shaped_by`, of the
+    stages that it reads, has changed its own. limits: those of its fields that only say when to stop early.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Stage:
     resumes: bool = False
     check: Callable[[Job], None] | None = None
     stable: bool = False
+    shaped_by: tuple[str, ...] = ()
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -103,10 +104,22 @@ def _magpie_settings() -> type[Settings]:
     return MagpieConfig
 
 
+def _personas_settings() -> type[Settings]:
+    from ojak.synthesize.config import PersonasConfig
+
+    return PersonasConfig
+
+
 def _curate_settings() -> type[Settings]:
     from ojak.curate.config import CurateConfig
 
     return CurateConfig
+
+
+def _pairs_settings() -> type[Settings]:
+    from ojak.curate.pairs import PairsConfig
+
+    return PairsConfig
 
 
 def _split_settings() -> type[Settings]:
@@ -161,6 +174,28 @@ def _there(out: Path) -> Artifact | None:
         return None
 
 
+def personas(job: Job) -> Outcome:
+    """Personas made out of texts."""
+    from ojak.synthesize.personas import synthesize_personas
+    from ojak.synthesize.run import summary
+
+    artifact = synthesize_personas(_personas_config(job), progress=job.progress, notify=job.notify)
+    return Outcome(summary(artifact), artifact.stats.get("stopped"))
+
+
+def _check_personas(job: Job) -> None:
+    from ojak.synthesize.folder import check_resumable
+
+    check_resumable(_personas_config(job))
+
+
+def _personas_config(job: Job) -> PersonasConfig:
+    from ojak.synthesize.config import PersonasConfig
+
+    assert isinstance(job.settings, PersonasConfig)
+    return job.settings.model_copy(update={"out": job.out, "accept_license": job.accept_license})
+
+
 def magpie(job: Job) -> Outcome:
     """Instructions and responses sampled from an aligned model."""
     from ojak.synthesize.run import summary, synthesize_magpie
@@ -172,14 +207,18 @@ def magpie(job: Job) -> Outcome:
 def _check_magpie(job: Job) -> None:
     from ojak.synthesize.folder import check_resumable
 
-    check_resumable(_magpie_config(job))
+    made = job.inputs.get("personas")
+    if made is None or _there(made):  # what they shape can only be told once they are there
+        check_resumable(_magpie_config(job))
 
 
 def _magpie_config(job: Job) -> MagpieConfig:
     from ojak.synthesize.config import MagpieConfig
 
-    values = job.settings.model_dump()
-    return MagpieConfig(**{**values, "out": job.out, "accept_license": job.accept_license})
+    values = {**job.settings.model_dump(), "out": job.out, "accept_license": job.accept_license}
+    if values["personas"] is None:
+        values["personas"] = job.inputs.get("personas")
+    return MagpieConfig(**values)
 
 
 def curate(job: Job) -> Outcome:
@@ -197,6 +236,16 @@ def curate(job: Job) -> Outcome:
         progress=job.progress,
     )
     return Outcome(summary(artifact))
+
+
+def pairs(job: Job) -> Outcome:
+    """Preference pairs of the rows of the stage before (curated ones, where the recipe curates)."""
+    from ojak.curate.pairs import PairsConfig, make_pairs, summary
+
+    assert isinstance(job.settings, PairsConfig)
+    config = job.settings.model_copy(update={"accept_license": job.accept_license})
+    source = job.inputs.get("curate", job.inputs["magpie"])
+    return Outcome(summary(make_pairs(source, job.out, config, notify=job.notify, progress=job.progress)))
 
 
 def split(job: Job) -> Outcome:
@@ -218,6 +267,7 @@ def report(job: Job) -> Outcome:
 
 # What decides, row by row, whether a text repeats an earlier one.
 SIMILARITY = ("similarity/text.py", "similarity/rows.py", "_grams.py")
+SYNTHESIS = ("synthesize", "engines", "model", "rules", *SIMILARITY, "chat.py")
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -230,19 +280,35 @@ STAGES: tuple[Stage, ...] = (
         stable=True,
     ),
     Stage(
+        name="personas",
+        what="make personas out of texts",
+        uses=("pull",),
+        writes="documents, one persona each, and rejected ones with reasons",
+        settings=_personas_settings,
+        run=personas,
+        code=SYNTHESIS,
+        own=("out", "resume", "accept_license", "retry_failed"),
+        limits=("limit_tokens", "limit_minutes"),
+        inherits={"model": ("pull", "model")},
+        resumes=True,
+        check=_check_personas,
+        stable=True,
+    ),
+    Stage(
         name="magpie",
         what="sample instructions and responses from an aligned model",
-        uses=("pull",),
+        uses=("pull", "personas"),
         writes="conversations, and rejected rows with reasons",
         settings=_magpie_settings,
         run=magpie,
-        code=("synthesize", "engines", "model", "rules", *SIMILARITY, "chat.py"),
+        code=SYNTHESIS,
         own=("out", "resume", "accept_license", "retry_failed"),
         limits=("limit_tokens", "limit_minutes"),
         inherits={"model": ("pull", "model")},
         resumes=True,
         check=_check_magpie,
         stable=True,
+        shaped_by=("personas",),
     ),
     Stage(
         name="curate",
@@ -266,10 +332,29 @@ STAGES: tuple[Stage, ...] = (
         code=("curate/split.py",),
     ),
     Stage(
+        name="pairs",
+        what="make preference pairs of the answers to one instruction",
+        needs=("magpie",),
+        uses=("pull", "curate"),
+        writes="preferences, and instructions that gave none with the reason",
+        settings=_pairs_settings,
+        run=pairs,
+        code=(
+            "curate/answers.py",
+            "curate/pairs.py",
+            "judge",
+            "similarity/text.py",
+            "model/score.py",
+            "chat.py",
+        ),
+        own=("accept_license",),
+        inherits={"model": ("pull", "model")},
+    ),
+    Stage(
         name="report",
         what="write one HTML page about the run",
         needs=("magpie",),
-        uses=("pull", "curate", "split"),
+        uses=("pull", "personas", "curate", "split", "pairs"),
         writes="index.html",
         settings=lambda: ReportSettings,
         run=report,

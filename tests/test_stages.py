@@ -11,13 +11,18 @@ from pydantic import BaseModel
 
 from ojak import _code, stages
 from ojak._code import PACKAGE, code_sha256
+from ojak._progress import Progress
 from ojak.artifact import Artifact, publish, verify
 from ojak.curate.config import CurateConfig
+from ojak.curate.pairs import PairsConfig
 from ojak.curate.split import SplitConfig
+from ojak.engines import scripted
 from ojak.errors import TargetExists, UsageError
 from ojak.model import hub
-from ojak.records import Conversation, Message
+from ojak.model.request import Request
+from ojak.records import Conversation, Message, to_row
 from ojak.stages import BY_NAME, STAGES, Job, PullSettings, Stage
+from ojak.synthesize.config import MagpieConfig, PersonasConfig
 
 
 def each(stage: Stage) -> str:
@@ -30,6 +35,7 @@ def test_a_row_is_whole(stage: Stage) -> None:
     assert issubclass(settings, BaseModel)
     assert settings.model_config.get("extra") == "forbid"
     assert set(stage.own) | set(stage.limits) | set(stage.inherits) <= set(settings.model_fields)
+    assert set(stage.shaped_by) <= set(stage.reads)
     assert set(stage.fields()) == set(settings.model_fields) - set(stage.own)
     assert stage.what and stage.writes and (stage.run.__doc__ or "").strip()
     assert all((PACKAGE / name).exists() for name in stage.code)
@@ -181,3 +187,68 @@ def test_a_changed_filter_recipe_is_a_changed_setting(tmp_path: Path) -> None:
     assert {name for name in before if before[name] != after[name]} == {"recipe_sha256"}
     with pytest.raises(UsageError, match="there is no recipe 'nonsense'"):
         CurateConfig(recipe="nonsense")
+
+
+# ------------------------------------------------------------------------------------------------- personas and pairs
+
+
+def people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the engine without a model know what a persona's answer begins with."""
+    plain = scripted.scripted_text
+
+    def answer(request: Request) -> str:
+        text = plain(request)
+        return f"Persona: Somebody. {text}" if request.tag[1] == "persona" else text
+
+    monkeypatch.setattr(scripted, "scripted_text", answer)
+
+
+def test_personas_speak_in_the_rows_of_magpie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people(monkeypatch)
+    (tmp_path / "texts.jsonl").write_text('{"text": "Of bees."}\n{"text": "Of trams."}\n', "utf-8")
+    out = tmp_path / "personas"
+    settings = PersonasConfig(model="scripted", out=out, source=tmp_path / "texts.jsonl", rounds=0)
+    outcome = stages.personas(Job(settings, out))
+    assert (outcome.facts["accepted"], outcome.stopped) == (2, None)
+    job = Job(MagpieConfig(model="scripted", out=tmp_path / "m", rows=8), tmp_path / "m", {"personas": out})
+    stages.magpie(job)
+    spoken = {record.meta["persona"] for record in Artifact.open(tmp_path / "m").records()}
+    assert spoken <= {to_row(record)["text"] for record in Artifact.open(out).records()}
+    assert spoken
+    own = tmp_path / "own.txt"
+    own.write_text("A nurse on night shifts.\n", "utf-8")
+    named = MagpieConfig(model="scripted", out=tmp_path / "n", rows=8, personas=own)
+    stages.magpie(Job(named, tmp_path / "n", {"personas": out}))
+    spoken = {record.meta["persona"] for record in Artifact.open(tmp_path / "n").records()}
+    assert spoken == {"A nurse on night shifts."}
+
+
+def test_pairs_of_the_rows_that_curation_kept(tmp_path: Path) -> None:
+    config = MagpieConfig(model="scripted", out=tmp_path / "magpie", rows=24, responses=3)
+    stages.magpie(Job(config, config.out))
+    (tmp_path / "short.yaml").write_text(
+        "version: 1\nname: short\nrules: []\npick: {by: longest, number: 3}\n", "utf-8"
+    )
+    inputs = {"magpie": config.out}
+    stages.curate(Job(CurateConfig(recipe=str(tmp_path / "short.yaml")), tmp_path / "curate", inputs))
+    kept = {record.id for record in Artifact.open(tmp_path / "curate").records()}
+    assert len(kept) == 3
+    told: list[Progress] = []
+
+    class Listener:
+        def update(self, state: Progress) -> None:
+            told.append(state)
+
+    settings = PairsConfig(by="likelihood", model="scripted")
+    inputs["curate"] = tmp_path / "curate"
+    outcome = stages.pairs(Job(settings, tmp_path / "pairs", inputs, progress=Listener()))
+    made = verify(tmp_path / "pairs")
+    assert outcome.facts["rows"] == made.counts["rows"] == 3
+    assert {each.id for each in (*made.records(), *made.rejected())} == kept
+    assert told
+    page = stages.report(
+        Job(BY_NAME["report"].settings()(), tmp_path / "report", {**inputs, "pairs": made.path})
+    )
+    assert made.manifest_sha256[:12] in Path(page.facts["page"]).read_text("utf-8")
+    del inputs["curate"]
+    assert stages.pairs(Job(settings, tmp_path / "all", inputs)).facts["rows"] > 3

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from ojak._progress import Listener, Progress
 from ojak.engines.base import Engine
+from ojak.engines.completions import key_of
 from ojak.engines.native import row_seed
-from ojak.ledger import Entry, Ledger, request_key
+from ojak.ledger import Entry, Ledger
 from ojak.model.request import Completion, Request
 from ojak.records import Record, Rejected
 from ojak.synthesize.config import RunConfig
@@ -67,6 +68,7 @@ class Asking:
     ) -> None:
         self.settings, self.engine, self.ledger, self.listener = config, engine, ledger, listener
         self.in_flight = 0
+        self.begun = 0  # rows
         self.ready: deque[Request] = deque()
         self.stopped: str | None = None
         self.busy = False  # doing its books: a signal waits until they are done
@@ -90,6 +92,10 @@ class Asking:
 
     def _longest(self) -> int:
         """The most tokens of prompt and completion together, of any request."""
+        raise NotImplementedError
+
+    def _row_tokens(self) -> int:
+        """The most tokens that a row may take, over all its requests."""
         raise NotImplementedError
 
     def _phase(self) -> str:
@@ -152,14 +158,28 @@ class Asking:
                 self.in_flight += 1
                 yield self.ready.popleft()
                 continue
-            self.busy = True
-            opened = self._open()
-            self.busy = False
-            if opened:
+            if not self._is_full() and self._begin():
                 continue
             if not self.in_flight:
                 return
             yield None
+
+    def _begin(self) -> bool:
+        """Begins the next row; False if there is none now."""
+        self.busy = True
+        opened = self._open()
+        self.busy = False
+        self.begun += opened
+        return opened
+
+    def _is_full(self) -> bool:
+        """Whether the token budget is too small for one more row beside those that are begun.
+
+        So many rows at once that all of them fit the budget, each at its longest: at least one is then whole when it is
+        spent. With a row for each slot of a large engine, a small budget would end with every row half written.
+        """
+        limit, unfinished = self.settings.limit_tokens, self.begun - self.progress.rows_done
+        return limit is not None and self.in_flight > 0 and (unfinished + 1) * self._row_tokens() > limit
 
     def _send(self, request: Request) -> None:
         """Asks the engine, or takes the answer that the ledger has."""
@@ -173,15 +193,7 @@ class Asking:
     # -- the record ---------------------------------------------------------------------------------------------------
 
     def _key(self, request: Request) -> str:
-        return request_key(
-            prompt=request.prompt,
-            sampling=request.sampling.to_dict(),
-            seed=request.seed,
-            stop_ids=request.stop_ids,
-            stop_strings=request.stop_strings,
-            sample=Step.of(request.tag[1]).sample,
-            **self.engine.identity,
-        )
+        return key_of(request, self.engine.identity, sample=Step.of(request.tag[1]).sample)
 
     def _record(self, completion: Completion) -> None:
         """Commits a finished request to the ledger, then hands it to its row."""

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import orjson
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, computed_field, field_validator
 
 from ojak._settings import Settings, wrong_value
-from ojak.engines.endpoint_url import parse_address
-from ojak.engines.open import EngineName
+from ojak.engines.open import EngineName, EngineUrl
 from ojak.model.request import Sampling
 from ojak.synthesize.grids import Grid, parse_grid
 from ojak.synthesize.persona_list import PersonaList, persona_turn, read_personas
 from ojak.synthesize.systems import system_text
+from ojak.synthesize.texts import Excerpt, read_excerpts, sha256_of
 
 SAMPLED_TEMPERATURE = 0.8  # of several answers to one instruction (Magpie, preference data)
+MOST_ROUNDS = 6  # of persona-to-persona: as many as the paper made
+MOST_RELATIVES = 6  # of a persona in a round: as many as there are kinds of them
 
 
 class RunConfig(Settings):
@@ -62,18 +64,12 @@ class RunConfig(Settings):
     resume: Literal["if_possible", "always", "never"] = "if_possible"
     accept_license: tuple[str, ...] = ()
     engine: EngineName = "native"
-    url: str | None = None
+    url: EngineUrl = None
     tokenizer: str | None = Field(default=None, min_length=1)
     key_env: str | None = None
     workers: int | None = Field(default=None, ge=1, le=10_000)
     ray_address: str | None = Field(default=None, min_length=1)
     retry_failed: bool = False
-
-    @field_validator("url")
-    @classmethod
-    def _url_reads(cls, url: str | None) -> str | None:
-        with wrong_value(shown=False):  # it may hold a password
-            return parse_address(url).url if url else None
 
     @field_validator("out", mode="before")
     @classmethod
@@ -239,3 +235,63 @@ class MagpieConfig(RunConfig):
         personas = {"sha256": listed.sha256, "personas": len(listed.texts)} if listed else None
         cells = [list(cell) for cell in self.cells]
         return super().recorded() | {"personas": personas, "system_text": self.system_text, "cells": cells}
+
+
+class PersonasConfig(RunConfig):
+    """Settings of `synthesize_personas`. `source`: a file or a folder of texts; `texts`: how many excerpts of it to
+    take, all by default. `rounds` of persona-to-persona follow (0: none), in which each persona gets `relatives` more.
+
+    Made with a value out of range, it raises UsageError.
+    """
+
+    not_recorded: ClassVar[frozenset[str]] = RunConfig.not_recorded | {"source_sha256"}
+    not_shaping: ClassVar[frozenset[str]] = RunConfig.not_shaping | {"source_sha256"}
+    growing: ClassVar[frozenset[str]] = frozenset({"rounds", "max_tokens"})
+    judges: ClassVar[tuple[str, ...]] = (
+        "similarity/text.py",
+        "similarity/rows.py",
+        "_grams.py",
+        "synthesize/personas.py",
+        "rules",
+    )
+
+    source: Path
+    texts: int | None = Field(default=None, ge=1, le=10_000_000)
+    rounds: int = Field(default=1, ge=0, le=MOST_ROUNDS)
+    relatives: int = Field(default=1, ge=1, le=MOST_RELATIVES)
+    max_tokens: int = Field(default=128, ge=1, le=100_000)
+    temperature: float = Field(default=0.7, ge=0, lt=100)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_there(cls, source: Path) -> Path:
+        if not source.exists():
+            raise ValueError("there is no such file or folder")
+        return source
+
+    @functools.cached_property
+    def excerpts(self) -> tuple[Excerpt, ...]:
+        """The texts that are read. Raises InputRefused if they cannot be."""
+        return read_excerpts(self.source, self.texts)
+
+    @computed_field
+    @functools.cached_property
+    def source_sha256(self) -> str:
+        """A hash of the texts, so that a changed source is a changed setting."""
+        return sha256_of(self.excerpts)
+
+    @property
+    def most_rows(self) -> int:
+        """As many rows as there are if every persona is kept: each then adds its relatives, in each round."""
+        return len(self.excerpts) * sum(self.relatives**number for number in range(self.rounds + 1))
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_p=self.top_p)
+
+    def shaping(self) -> dict[str, Any]:
+        return super().shaping() | {"source": self.source_sha256, "texts": len(self.excerpts)}
+
+    def recorded(self) -> dict[str, Any]:
+        return super().recorded() | {"source": self.source_sha256, "texts": len(self.excerpts)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from ojak._code import code_sha256
 from ojak._files import disk_errors
-from ojak.artifact import Artifact
+from ojak.artifact import Artifact, refuse_within
 from ojak.errors import ResumeRefused, TargetExists
 from ojak.ledger import Ledger
 from ojak.synthesize.config import RunConfig
@@ -23,6 +23,7 @@ WORKERS = "workers"  # what the workers of the engine ray have finished, until i
 def check_folder(config: RunConfig, out: Path) -> None:
     """Raises TargetExists or ResumeRefused where `config.resume` and what is in the folder do not go together."""
     with disk_errors(out):
+        refuse_within(out)
         has_run = (out / LEDGER).exists()
     if has_run and config.resume == "never":
         raise TargetExists(

@@ -253,6 +253,10 @@ class MagpieRun(Asking):
         whole = sum(map(count, layout)) + config.turns * (caps + SLACK_TOKENS)
         return max(one, min(self.room, whole + one - caps))
 
+    def _row_tokens(self) -> int:
+        config = self.config
+        return config.turns * (config.max_instruction_tokens + config.responses * config.max_response_tokens)
+
     def _room(self) -> int:
         """The most tokens of a conversation with several turns: the setting, or less if the model takes less."""
         context = self.engine.context_tokens

@@ -11,32 +11,27 @@ was stopped goes on with the same ones.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
-
-from pydantic import Field, field_validator
 
 from ojak._progress import Listener
 from ojak.artifact import Artifact
 from ojak.engines.base import Engine, require
 from ojak.ledger import Entry, Ledger
-from ojak.model.request import Request, Sampling
+from ojak.model.request import Request
 from ojak.records import Document, Rejected, record_id
 from ojak.rules import check_response, is_refusal
 from ojak.similarity import DuplicateIndex
 from ojak.synthesize.asking import Asking, Step
-from ojak.synthesize.config import RunConfig
+from ojak.synthesize.config import PersonasConfig
 from ojak.synthesize.run import run_in_folder
-from ojak.synthesize.texts import Excerpt, read_excerpts, sha256_of
+from ojak.synthesize.texts import Excerpt
 
 LABEL = "Persona:"
 ALIKE = 0.9  # Jaccard similarity of the sets of words from which on two personas are the same
-MOST_ROUNDS = 6  # as many as the paper made
 FEWEST_WORDS, MOST_CHARACTERS = 4, 1_000
 SLACK_TOKENS = 64
 
@@ -61,57 +56,6 @@ FROM_PERSONA = (
 
 _LABEL = re.compile(r"\A[\s*_#]{0,8}persona[\s*_]{0,4}:[\s*_]{0,8}", re.IGNORECASE)
 _QUOTES = "\"'*_\u201c\u201d\u2018\u2019 "
-
-
-class PersonasConfig(RunConfig):
-    """Settings of `synthesize_personas`. `source`: a file or a folder of texts; `texts`: how many excerpts of it to
-    take, all by default. `rounds` of persona-to-persona follow (0: none), in which each persona gets `relatives` more.
-
-    Made with a value out of range, it raises UsageError.
-    """
-
-    growing: ClassVar[frozenset[str]] = frozenset({"rounds", "max_tokens"})
-    judges: ClassVar[tuple[str, ...]] = (
-        "similarity/text.py",
-        "similarity/rows.py",
-        "_grams.py",
-        "synthesize/personas.py",
-        "rules",
-    )
-
-    source: Path
-    texts: int | None = Field(default=None, ge=1, le=10_000_000)
-    rounds: int = Field(default=1, ge=0, le=MOST_ROUNDS)
-    relatives: int = Field(default=1, ge=1, le=len(KINDS))
-    max_tokens: int = Field(default=128, ge=1, le=100_000)
-    temperature: float = Field(default=0.7, ge=0, lt=100)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-
-    @field_validator("source")
-    @classmethod
-    def _source_is_there(cls, source: Path) -> Path:
-        if not source.exists():
-            raise ValueError("there is no such file or folder")
-        return source
-
-    @functools.cached_property
-    def excerpts(self) -> tuple[Excerpt, ...]:
-        """The texts that are read. Raises InputRefused if they cannot be."""
-        return read_excerpts(self.source, self.texts)
-
-    @functools.cached_property
-    def source_sha256(self) -> str:
-        return sha256_of(self.excerpts)
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(temperature=self.temperature, top_p=self.top_p)
-
-    def shaping(self) -> dict[str, Any]:
-        return super().shaping() | {"source": self.source_sha256, "texts": len(self.excerpts)}
-
-    def recorded(self) -> dict[str, Any]:
-        return super().recorded() | {"source": self.source_sha256, "texts": len(self.excerpts)}
 
 
 @dataclass(slots=True)
@@ -223,6 +167,9 @@ class PersonaRun(Asking):
         relative = most + max(count(FROM_PERSONA.format(persona="", kind=kind)) for kind in KINDS)
         asked = max([relative, *(count(row.prompt) for row in self.rows)])
         return count(prefix.pre_query) + asked + count(prefix.post_query) + SLACK_TOKENS + most
+
+    def _row_tokens(self) -> int:
+        return self.config.max_tokens
 
     # -- what comes out -----------------------------------------------------------------------------------------------
 

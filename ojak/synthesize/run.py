@@ -89,7 +89,10 @@ def run_in_folder(
             with _signals(run) as received:
                 try:
                     run.run()
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, RuntimeError) as error:
+                    # A signal may find a lock of Python's own half taken: then that is a RuntimeError.
+                    if isinstance(error, RuntimeError) and not received:
+                        raise
                     run.stopped = run.stopped or "signal"
                 run.settle()
             artifact = _publish(run, kind, out, loading_s=run.started - started)

@@ -14,13 +14,8 @@ from ojak.artifact import Artifact, publish, verify
 from ojak.errors import InputRefused, ResumeRefused, UsageError
 from ojak.model.request import Request
 from ojak.records import Conversation, Document
-from ojak.synthesize.personas import (
-    LABEL,
-    RELATIONS,
-    PersonasConfig,
-    parse_persona,
-    synthesize_personas,
-)
+from ojak.synthesize.config import MOST_RELATIVES, PersonasConfig
+from ojak.synthesize.personas import KINDS, LABEL, RELATIONS, parse_persona, synthesize_personas
 from ojak.synthesize.texts import MOST_CHARACTERS, read_excerpts
 from scripted_runs import Recorder, data
 
@@ -57,6 +52,10 @@ def make(out: Path, source: Path, *, engine: Recorder | None = None, **more: Any
 
 def documents(artifact: Artifact) -> list[Document]:
     return [record for record in artifact.records() if isinstance(record, Document)]
+
+
+def test_there_is_a_kind_for_each_relative() -> None:
+    assert len(set(KINDS)) == MOST_RELATIVES
 
 
 # -- what is made -------------------------------------------------------------------------------------------------------

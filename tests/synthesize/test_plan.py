@@ -16,8 +16,9 @@ from ojak.ledger import Ledger
 from ojak.model import estimate, hub
 from ojak.model.request import Request
 from ojak.synthesize import plan as planning
-from ojak.synthesize.config import MagpieConfig
+from ojak.synthesize.config import MagpieConfig, PersonasConfig
 from ojak.synthesize.folder import LEDGER
+from ojak.synthesize.personas import LABEL, synthesize_personas
 from ojak.synthesize.plan import plan
 from scripted_runs import Recorder, answers, config, run
 
@@ -60,7 +61,7 @@ def test_a_new_folder_would_be_started_and_is_not_made(tmp_path: Path) -> None:
     found = plan(config(out, 100, max_instruction_tokens=10, max_response_tokens=20))
     assert (found.verdict, found.why) == ("start", "")
     assert (found.rows, found.rows_begun, found.rows_answered, found.rows_to_do) == (100, 0, 0, 100)
-    assert (found.instruction_tokens, found.response_tokens) == (100 * 10, 70 * 20)
+    assert found.tokens == {"instruction": 100 * 10, "response": 70 * 20}
     assert "typical" in found.tokens_from
     assert found.ledger_bytes > 0
     assert found.artifact_bytes > 0
@@ -100,7 +101,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     before = listing(tmp_path)
     found = plan(config(tmp_path, 24))
     assert found.verdict == "finished"
-    assert (found.rows_to_do, found.instruction_tokens, found.response_tokens, found.seconds) == (0, 0, 0, 0)
+    assert (found.rows_to_do, sum(found.tokens.values()), found.seconds) == (0, 0, 0)
     assert plan(config(tmp_path, 30)).verdict == "resume"
     assert plan(config(tmp_path, 30)).rows_to_do == 6
     assert listing(tmp_path) == before
@@ -112,9 +113,9 @@ def test_the_means_are_those_of_the_ledger(tmp_path: Path) -> None:
         asked = [e.token_count for e in ledger.entries("instruction")]
         answered = [e.token_count for e in ledger.entries("response")]
     found = plan(config(tmp_path, 140))
-    assert found.instruction_tokens == round(100 * sum(asked) / len(asked))
+    assert found.tokens["instruction"] == round(100 * sum(asked) / len(asked))
     more = round(140 * len(answered) / 40) - len(answered)
-    assert found.response_tokens == round(more * sum(answered) / len(answered))
+    assert found.tokens["response"] == round(more * sum(answered) / len(answered))
 
 
 def test_rows_that_a_larger_cap_reopens_are_to_do(tmp_path: Path) -> None:
@@ -162,10 +163,59 @@ def test_a_damaged_ledger_is_told(tmp_path: Path) -> None:
 
 def test_the_plan_is_plain_json_and_lines(tmp_path: Path) -> None:
     found = plan(config(tmp_path, 8))
-    assert json.loads(json.dumps(found.to_dict()))["rows"] == 8
+    told = json.loads(json.dumps(found.to_dict()))
+    assert (told["rows"], told["instruction_tokens"]) == (8, found.tokens["instruction"])
     assert [line.split()[0] for line in found.lines()] == [
         "folder", "model", "rows", "tokens", "time", "disk", "memory",
     ]  # fmt: skip
+
+
+# -- personas -----------------------------------------------------------------------------------------------------------
+
+
+def people(folder: Path, **more: Any) -> PersonasConfig:
+    """Settings for personas out of 20 texts."""
+    source = folder / "texts.jsonl"
+    source.write_text("".join(f'{{"text": "Of craft number {n}."}}\n' for n in range(20)), "utf-8")
+    return PersonasConfig(**{"model": "scripted", "out": folder / "p", "source": source, "rounds": 1, **more})
+
+
+def somebody(request: Request) -> str:
+    row = request.tag[0]
+    return f"{LABEL} A person of {row} years who lives in house {row * 7} and reads." if row % 2 else "No."
+
+
+def test_personas_are_planned_as_the_most_there_may_be(tmp_path: Path) -> None:
+    found = plan(people(tmp_path, rounds=2, relatives=3))
+    assert (found.verdict, found.rows, found.at_most) == ("start", 20 * (1 + 3 + 9), True)
+    assert found.tokens == {"persona": 260 * planning.TYPICAL_TOKENS["persona"]}
+    assert found.ledger_bytes > 260 * planning.LEDGER_REQUEST_BYTES
+    assert "at most 260" in found.lines()[2]
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_finished_run_of_personas_has_nothing_to_do_and_may_grow(tmp_path: Path) -> None:
+    config = people(tmp_path)
+    artifact = synthesize_personas(config, engine=Recorder(somebody))
+    rows = artifact.counts["rows"]
+    assert 20 < rows < 40
+    before = listing(tmp_path / "p")
+    found = plan(config)
+    assert (found.verdict, found.rows, found.rows_begun, found.rows_answered) == (
+        "finished",
+        rows,
+        rows,
+        rows,
+    )
+    assert (found.rows_to_do, found.tokens, found.seconds) == (0, {"persona": 0}, 0)
+    more = plan(people(tmp_path, rounds=2))
+    assert (more.verdict, more.rows, more.rows_to_do) == ("resume", 60, 60 - rows)
+    with Ledger(tmp_path / "p" / LEDGER, read_only=True) as ledger:
+        means = [entry.token_count for entry in ledger.entries("persona")]
+    assert more.tokens["persona"] == round((60 - rows) * sum(means) / len(means))
+    less = plan(people(tmp_path, rounds=0))
+    assert (less.verdict, "rounds: 1 -> 0" in less.why) == ("refused", True)
+    assert listing(tmp_path / "p") == before
 
 
 def test_a_model_that_nobody_knows_is_a_mistake_in_the_command(tmp_path: Path) -> None:
@@ -200,9 +250,9 @@ def test_the_time_follows_from_size_and_rate(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(estimate, "matrix_rate", lambda: 2e11)
     files, known = planning.Files(multiplied=10**8), planning.Known()
     seconds, told = planning._seconds(files, known, 7000, estimate.Machine("cpu", "bfloat16", 1))
-    assert seconds == pytest.approx(7000 * 2 * 10**8 / (2e11 * planning.EFFICIENCY))
+    assert seconds == pytest.approx(7000 * 2 * 10**8 / (2e11 * planning.estimate.EFFICIENCY))
     assert "200 GFLOP/s" in told
-    assert f"{planning.EFFICIENCY:.0%}" in told
+    assert f"{planning.estimate.EFFICIENCY:.0%}" in told
 
 
 def test_parameters_are_counted_from_the_configuration() -> None:
@@ -226,7 +276,7 @@ def test_a_real_model_is_measured_without_being_loaded(
     assert found.verdict == "start"
     assert found.weights_bytes in (134_515_008 * 2, 134_515_008 * 4)
     assert found.seconds == pytest.approx(
-        (found.instruction_tokens + found.response_tokens) * 2 * 134_515_008 / (1e12 * planning.EFFICIENCY)
+        sum(found.tokens.values()) * 2 * 134_515_008 / (1e12 * planning.estimate.EFFICIENCY)
     )
     assert (found.license, found.download_bytes) == ("apache-2.0", 0)
     assert not (tmp_path / "d").exists()
