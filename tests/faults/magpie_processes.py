@@ -2,7 +2,8 @@
 
 A task is a line of JSON: {"out", "rows", "seed" (order of completion), "log" (a line is added for each request that is
 sent), "pause_s" (per request), "kill_after" ([requests, seconds]: SIGKILL that long after so many), "file_limit" (bytes),
-"settings" (more of Magpie's), "personas" (settings of a run of personas instead)}. The reply is {"status": exit code or minus signal}. The imports are paid for once.
+"settings" (more of Magpie's), "personas" (settings of a run of personas instead), "pairs" (the folder to make pairs
+of instead, five rows in a shard)}. The reply is {"status": exit code or minus signal}. The imports are paid for once.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def running() -> Iterator[Runs]:
 
 def _work(task: dict[str, Any]) -> int:
     """The run itself, in the forked process."""
+    from ojak.curate import pairs
+    from ojak.engines.scripted import ScriptedEngine
     from ojak.errors import OjakError
     from ojak.model.request import Request
     from ojak.synthesize.personas import LABEL, PersonasConfig, synthesize_personas
@@ -77,12 +80,22 @@ def _work(task: dict[str, Any]) -> int:
         time.sleep(task.get("pause_s", 0))
         return f"{LABEL} {answers(request)}" if "personas" in task else answers(request)
 
+    class Reading(ScriptedEngine):
+        def score(self, texts: Any) -> Any:
+            for text in texts:
+                os.write(log, (json.dumps(text.continuation) + "\n").encode())
+                time.sleep(task.get("pause_s", 0))
+                yield from super().score([text])
+
     if limit := task.get("file_limit"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         engine = Recorder(logged, shuffle_seed=task.get("seed", 0))
         out = Path(task["out"])
-        if settings := task.get("personas"):
+        if source := task.get("pairs"):
+            pairs.BATCH = 5
+            pairs.make_pairs(source, out, pairs.PairsConfig(by="likelihood"), engine=Reading())
+        elif settings := task.get("personas"):
             synthesize_personas(PersonasConfig(model="scripted", out=out, **settings), engine=engine)
         else:
             synthesize_magpie(config(out, task["rows"], **task.get("settings", {})), engine=engine)

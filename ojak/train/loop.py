@@ -1,0 +1,125 @@
+"""The training loop: batches, loss, gradients, update, and what is watched meanwhile.
+
+A step's gradient is that of the mean over all tokens that the whole step supervises, in every micro-batch of every
+process: the sum of each micro-batch is divided by that one number, never a mean of means.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ojak.errors import Diverged
+from ojak.train.schedule import rate
+
+if TYPE_CHECKING:
+    from ojak.model.decoder import Decoder
+    from ojak.train.batches import Batch
+    from ojak.train.checkpoints import TrainState
+    from ojak.train.config import TrainConfig
+    from ojak.train.ema import MovingMean
+    from ojak.train.meter import Meter
+    from ojak.train.objectives import Objective
+    from ojak.train.optimizer import Optimizer
+    from ojak.train.processes import Processes
+
+Micro = Sequence["Batch"]
+
+
+@dataclass(slots=True)
+class Run:
+    """What the loop works with. `batches` gives this process's micro-batches of each step from where `state` stands.
+
+    `save` writes a checkpoint, `evaluate` gives the validation loss (None without such rows), `record` takes the
+    figures of a step, `stopping` says whether a signal has come.
+    """
+
+    config: TrainConfig
+    decoder: Decoder
+    objective: Objective
+    optimizer: Optimizer
+    mean: MovingMean | None
+    state: TrainState
+    steps: int
+    batches: Iterator[tuple[int, int, Micro]]
+    meter: Meter
+    processes: Processes
+    save: Callable[[], None]
+    evaluate: Callable[[], float | None]
+    record: Callable[[dict[str, Any]], None]
+    stopping: Callable[[], bool]
+
+
+def train_steps(run: Run) -> bool:
+    """Make the steps that are left; False if a signal ended it before the last, True otherwise.
+
+    Raises Diverged for a loss or gradient that is not finite; that step is not made.
+    """
+    config, state = run.config, run.state
+    for epoch, place, batches in run.batches:
+        begin = time.perf_counter()
+        supervised, tokens = _counts(run, batches)
+        loss, computed = _gradients(run, batches, supervised)
+        norm = math.sqrt(run.processes.total(run.optimizer.square_norm())[0])
+        _check_finite(state.step + 1, loss, norm)
+        share = rate(config.schedule, state.step, run.steps)
+        scale = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0
+        run.optimizer.step(config.lr * share, share, scale)
+        if run.mean is not None:
+            run.mean.update()
+        seconds = time.perf_counter() - begin
+
+        state.step, state.epoch, state.step_in_epoch = state.step + 1, epoch, place + 1
+        state.tokens, state.supervised_tokens = state.tokens + tokens, state.supervised_tokens + supervised
+        state.seconds += seconds
+        state.extra = {"loss_first": loss, **state.extra, "loss_last": loss}
+        facts = {"loss": loss, "lr": config.lr * share, "gradient_norm": norm}
+        run.record(facts | run.meter.step(state, run.steps, seconds, tokens, supervised, computed))
+
+        last = state.step >= run.steps
+        if _due(config.evaluate.every_steps, state.step) and not last:
+            run.record({"step": state.step, "val_loss": run.evaluate()})
+        stopping = run.processes.any(run.stopping())
+        if (_due(config.checkpoint.every_steps, state.step) or stopping) and not last:
+            run.save()
+        if stopping or last:
+            return last
+    return True
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _counts(run: Run, batches: Micro) -> tuple[int, int]:
+    """(supervised tokens, tokens) of the whole step, over all processes."""
+    own = (sum(batch.supervised for batch in batches), sum(batch.tokens for batch in batches))
+    supervised, tokens = run.processes.total(*own)
+    return int(supervised), int(tokens)
+
+
+def _gradients(run: Run, batches: Micro, supervised: int) -> tuple[float, int]:
+    """Leave the step's gradient in the weights; gives its loss and the computed tokens, over all processes."""
+    total, computed = 0.0, 0
+    for number, batch in enumerate(batches):
+        loss = run.objective(run.decoder, batch)
+        (loss.sum / max(1, supervised)).backward()
+        total, computed = total + float(loss.sum.detach()), computed + loss.computed
+        if number + 1 < len(batches):
+            run.optimizer.gather()
+    run.optimizer.finish()
+    total, everywhere = run.processes.total(total, computed)
+    return total / max(1, supervised), int(everywhere)
+
+
+def _check_finite(step: int, loss: float, norm: float) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    raise Diverged(
+        f"training stopped before step {step} was made: its loss is {loss:g}, its gradient's norm {norm:g}",
+        why="with a number that is not finite every weight would be lost; the last checkpoint is untouched",
+        fix="lower --lr, lengthen the warm-up (--set schedule.warmup=0.1), or look at the rows of that step",
+    )

@@ -1,0 +1,89 @@
+"""What is learnt from a micro-batch: functions from a decoder and a batch to a loss, handed to the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import Tensor
+
+from ojak.model.attention import DocumentAttention, take_rows
+from ojak.train.documents import documents
+from ojak.train.loss import chunked_cross_entropy
+
+if TYPE_CHECKING:
+    from ojak.model.decoder import Decoder
+    from ojak.train.batches import Batch
+    from ojak.train.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """`sum` over `supervised` tokens, to be divided by those of the whole step before `backward`.
+
+    `computed`: tokens that went through the layers. `extras`: further figures for the log.
+    """
+
+    sum: Tensor
+    supervised: int
+    computed: int
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+
+Objective: TypeAlias = "Callable[[Decoder, Batch], Loss]"
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """Cross-entropy of the next token, over what the batch supervises.
+
+    share: documents that begin alike are computed once where they are alike. padded: a padded batch is computed as it
+    is, padding and all: the plain form, with which the documents in one row must agree.
+    """
+
+    share: bool = True
+    padded: bool = False
+    z_loss: float = 0.0
+
+    def __call__(self, decoder: Decoder, batch: Batch) -> Loss:
+        if batch.packed or not self.padded:
+            hidden_SD, targets_S, computed = self._of_documents(decoder, batch)
+        else:
+            hidden_SD, targets_S, computed = self._of_rectangle(decoder, batch)
+        total, count = chunked_cross_entropy(
+            hidden_SD,
+            decoder.get_parameter("lm_head.weight"),
+            targets_S,
+            softcap=decoder.config.final_logit_softcapping,
+            z_loss=self.z_loss,
+        )
+        return Loss(total, count, computed)
+
+    def _of_documents(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        device = decoder.model.embed_tokens.weight.device
+        found = documents(batch, share=self.share)
+        attend = DocumentAttention(decoder.config, found.places, device=device)
+        hidden_1ND = decoder.hidden(found.ids_1N.to(device), found.positions_1N.to(device), attend)
+        hidden_SD = take_rows(hidden_1ND[0], found.sources_S.to(device), repeats=self.share)
+        return hidden_SD, found.targets_S.to(device), found.tokens
+
+    def _of_rectangle(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        device = decoder.model.embed_tokens.weight.device
+        hidden_BTD = decoder.hidden(batch.ids_BT.to(device))  # what pads a row comes after all that is in it
+        return hidden_BTD.flatten(0, 1), batch.targets_BT.to(device).flatten(), batch.ids_BT.numel()
+
+
+def objective(config: TrainConfig) -> Objective:
+    """The objective that the settings name.
+
+    "pretrain" learns every token of texts that begin differently, so nothing is looked for that could be shared.
+    """
+    dropout = config.lora is not None and config.lora.dropout > 0  # then what is shared would share its draws
+    share = config.share_prefixes and config.objective == "finetune" and not dropout
+    return NextToken(share=share, padded=config.padded, z_loss=config.z_loss)
+
+
+def measured(config: TrainConfig) -> Objective:
+    """What held-out rows are measured by: the cross-entropy alone."""
+    return NextToken(share=config.objective == "finetune", padded=config.padded)

@@ -1,0 +1,282 @@
+"""A training run in its folder: begun or resumed, stopped cleanly, finished with a model that others load.
+
+OUT/model/          the trained model, a Hugging Face folder (OUT/adapter/ in PEFT's form with LoRA)
+OUT/checkpoints/    what a resumed run goes on from
+OUT/metrics.jsonl   the figures of each step
+OUT/manifest.json   settings, data, result, hashes; written last: a run without one is not finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ojak._code import version
+from ojak._files import TargetLock, remove, sha256_file, write_atomic
+from ojak._progress import silent
+from ojak.errors import ResumeRefused, Stopped, TargetExists, UsageError
+from ojak.model.load import asked_device
+from ojak.model.memory import peak_rss_bytes
+from ojak.train import trackers
+from ojak.train.checkpoints import newest_valid, rehearse, save_checkpoint, steps
+from ojak.train.finished import MANIFEST, check_files, check_own, read_manifest
+from ojak.train.loop import Run, train_steps
+from ojak.train.processes import joined
+from ojak.train.setup import Trainee, prepare
+
+if TYPE_CHECKING:
+    from ojak.train.config import TrainConfig
+    from ojak.train.processes import Processes
+
+Notify = Callable[[str], None]
+Figures = Callable[[Mapping[str, Any]], None]
+
+MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", "checkpoints"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run gave. Tokens are those of the data, without padding; `seconds` those of its steps alone."""
+
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    tokens_per_s: float
+    loss_first: float | None
+    loss_last: float | None
+    val_loss: float | None
+    peak_memory_mb: float
+    out: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return asdict(self)
+
+
+def train(
+    config: TrainConfig, *, notify: Notify = silent, progress: Figures = lambda figures: None
+) -> TrainResult:
+    """Trains a model, or goes on with a run, in the folder `config.out`.
+
+    `progress` is told the figures of every step, `notify` what else happens. Under torchrun, all processes call this.
+
+    Raises Stopped after a signal (a checkpoint was written: the same call goes on from it), Diverged for a loss that is
+    not finite, ResumeRefused for a folder with another run, TargetExists where nothing may be resumed, InputRefused for
+    a model or data that cannot be used, Locked, ResourceExhausted.
+    """
+    trackers.load_trackers(config.track)
+    kind = asked_device(config.device)
+    with joined(kind) as processes, _held(config.out, processes):
+        if finished := _finished(config):
+            return finished
+        return _train(config, processes, notify if processes.first else silent, progress)
+
+
+@contextlib.contextmanager
+def _held(out: Path, processes: Processes) -> Iterator[None]:
+    """The first process holds the folder for all."""
+    with TargetLock(out) if processes.first else contextlib.nullcontext():
+        yield
+
+
+def _finished(config: TrainConfig) -> TrainResult | None:
+    """The result of a run that is finished in this folder, None where one may begin or go on."""
+    manifest = read_manifest(config.out)
+    if manifest is not None:
+        if config.resume == "never":
+            raise TargetExists(f"{config.out} holds a finished run", fix="choose another --out")
+        if manifest.get("config_sha256") != config.sha256:
+            raise ResumeRefused(
+                f"{config.out} holds a finished run with other settings", fix="choose another --out"
+            )
+        check_files(config.out, manifest)
+        return TrainResult(**{**manifest["result"], "out": str(config.out)})
+    check_own(_result_folder(config), (config.out / CHECKPOINTS, config.out / trackers.METRICS))
+    begun = (config.out / CHECKPOINTS).is_dir()
+    if begun and config.resume == "never":
+        raise TargetExists(
+            f"{config.out} holds a run that is not finished", fix="resume it, or choose another --out"
+        )
+    if not begun and config.resume == "always":
+        raise UsageError(f"there is nothing to resume in {config.out}", fix="leave out --resume")
+    return None
+
+
+def _result_folder(config: TrainConfig) -> Path:
+    return config.out / (ADAPTER if config.lora else MODEL)
+
+
+def _train(config: TrainConfig, processes: Processes, notify: Notify, progress: Figures) -> TrainResult:
+    trainee = prepare(config, processes, notify)
+    _resume(config, trainee, notify)
+    with _stopped() as received, _metrics(config, trainee, notify) as record:
+
+        def told(figures: dict[str, Any]) -> None:
+            record(figures)
+            progress(figures)
+
+        run = Run(
+            config, trainee.decoder, trainee.objective, trainee.optimizer, trainee.mean, trainee.state,
+            trainee.steps, trainee.batches(), trainee.meter, processes, lambda: _save(config, trainee),
+            trainee.evaluate, told, lambda: bool(received),
+        )  # fmt: skip
+        finished = trainee.state.step >= trainee.steps or train_steps(run)
+        if not finished:
+            raise _stop(config, trainee, received)
+        return _finish(config, trainee, told)
+
+
+def _resume(config: TrainConfig, trainee: Trainee, notify: Notify) -> None:
+    """Take up the newest whole checkpoint, if there is one; otherwise see that one can be written, if one will be.
+
+    Raises ResumeRefused if there are checkpoints, and none is whole: what was paid for is not thrown away unasked.
+    """
+    folder = config.out / CHECKPOINTS
+    found, reasons = newest_valid(folder, like=trainee.state, processes=trainee.processes)
+    if found is not None or folder.is_dir():
+        for line in reasons:
+            notify(line)
+    if found is not None:
+        trainee.take(found)
+        return
+    if steps(folder):
+        raise ResumeRefused(
+            f"none of the checkpoints in {folder} is whole",
+            why="; ".join(reasons),
+            fix="put a whole one back, or remove the folder to begin anew",
+        )
+    if 0 < config.checkpoint.every_steps < trainee.steps:
+        rehearse(
+            folder,
+            trainee.state,
+            keep=config.checkpoint.keep,
+            processes=trainee.processes,
+            company=trainee.company,
+        )
+
+
+def _save(config: TrainConfig, trainee: Trainee) -> None:
+    save_checkpoint(
+        config.out / CHECKPOINTS, trainee.state, keep=config.checkpoint.keep, processes=trainee.processes,
+        company=trainee.company,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _metrics(
+    config: TrainConfig, trainee: Trainee, notify: Notify
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Where the first process writes the figures; the others write none."""
+    if not trainee.processes.first:
+        yield lambda figures: None
+        return
+    run = trackers.Run("ojak", config.out.name, config.out, config.shaping(), trainee.state.step)
+    with trackers.Metrics(run, config.track, notify=notify) as metrics:
+
+        def record(figures: dict[str, Any]) -> None:
+            values = {name: value for name, value in figures.items() if name != "step" and value is not None}
+            metrics.log(figures["step"], values)
+
+        yield record
+
+
+@contextlib.contextmanager
+def _stopped() -> Iterator[list[int]]:
+    """Notes the first Ctrl-C or SIGTERM, which ends the run after the step under way; a second acts as usual."""
+    received: list[int] = []
+    previous: dict[signal.Signals, Any] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {which: signal.signal(which, note) for which in SIGNALS}
+    try:
+        yield received
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+
+
+def _stop(config: TrainConfig, trainee: Trainee, received: list[int]) -> Stopped:
+    state = trainee.state
+    return Stopped(
+        received[0] if received else signal.SIGTERM,
+        f"stopped after step {state.step} of {trainee.steps}; it is kept in {config.out / CHECKPOINTS}",
+        fix="run it again to go on",
+        facts=_result(config, trainee, None).to_dict(),
+    )
+
+
+def _finish(config: TrainConfig, trainee: Trainee, record: Callable[[dict[str, Any]], None]) -> TrainResult:
+    """The averaged weights in place of the last ones, the last evaluation, the model, the manifest."""
+    if trainee.mean is not None:
+        trainee.mean.put()
+    val_loss = trainee.evaluate()
+    if val_loss is not None:
+        record({"step": trainee.state.step, "val_loss": val_loss})
+    folder = _result_folder(config)
+    if trainee.processes.first:
+        remove(folder)  # of a run that was killed while it wrote this
+    with trainee.processes.together(f"saving {folder}"):
+        trainee.save(folder)
+    result = _result(config, trainee, val_loss)
+    if trainee.processes.first:
+        _write_manifest(config, trainee, folder, result)
+    return result
+
+
+def _result(config: TrainConfig, trainee: Trainee, val_loss: float | None) -> TrainResult:
+    state = trainee.state
+    cuda = trainee.processes.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(trainee.processes.device) if cuda else peak_rss_bytes()
+    return TrainResult(
+        steps=state.step,
+        tokens=state.tokens,
+        supervised_tokens=state.supervised_tokens,
+        seconds=round(state.seconds, 3),
+        tokens_per_s=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
+        loss_first=state.extra.get("loss_first"),
+        loss_last=state.extra.get("loss_last"),
+        val_loss=val_loss,
+        peak_memory_mb=round(peak / 2**20, 1),
+        out=str(config.out),
+    )
+
+
+def _write_manifest(config: TrainConfig, trainee: Trainee, folder: Path, result: TrainResult) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    content = {
+        "schema_version": 1,
+        "kind": "training",
+        "ojak_version": version(),
+        "torch": torch.__version__,
+        "config": config.model_dump(mode="json", exclude={"out"}),
+        "config_sha256": config.sha256,
+        "model_sha256": trainee.model.sha256,
+        "rows_sha256": trainee.state.rows_sha256,
+        "rows": trainee.rows.counts,
+        "result": {name: value for name, value in result.to_dict().items() if name != "out"},
+        "files": [
+            {
+                "path": path.relative_to(config.out).as_posix(),
+                "bytes": path.stat().st_size,
+                "sha256": sha256_file(path),
+            }
+            for path in files
+        ],
+    }
+    write_atomic(config.out / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
