@@ -1,0 +1,307 @@
+"""From settings to figures: one model on some rows, or two on the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ojak._files import TargetLock, target_exists
+from ojak._progress import Listener, silent
+from ojak.artifact import Artifact, publish
+from ojak.engines.base import Engine
+from ojak.engines.native import NativeEngine
+from ojak.engines.open import EngineSpec, open_engine
+from ojak.engines.remembering import remembering
+from ojak.errors import InputRefused, UsageError
+from ojak.evaluate import answers as answering
+from ojak.evaluate import instructions as checking
+from ojak.evaluate.answers import Answer, Question
+from ojak.evaluate.config import EvaluateConfig
+from ojak.evaluate.likelihood import Likelihood, likelihood
+from ojak.formats import load
+from ojak.judge import Judge, load_calibration
+from ojak.model.load import Model, load_model, read_source
+from ojak.records import AnyRecord, Conversation, Message
+
+LEDGER = ".answers-{}.sqlite"  # of the first model, and of the second
+SAMPLES = 2000  # of the paired bootstrap
+
+
+@dataclass
+class Measured:
+    """All that was found of one model. `summary` is what `--json` prints; the rest is kept row by row."""
+
+    model: str
+    identity: dict[str, Any]
+    summary: dict[str, Any] = field(default_factory=dict)
+    likelihood: Likelihood | None = None
+    answers: list[Answer] = field(default_factory=list)
+    followed: dict[str, bool] = field(default_factory=dict)
+
+
+def evaluate_model(
+    config: EvaluateConfig,
+    out: Path | str | None = None,
+    *,
+    notify: Callable[[str], None] = silent,
+    progress: Listener | None = None,
+) -> dict[str, Any]:
+    """Measures the model, and with `config.against` the other one too: {measure: figures, "difference": {...}}.
+
+    With `out`, the answers are kept there: while they are made in a ledger, so that a run that was stopped goes on, and
+    at the end as an artifact of kind "evaluate" whose rows are the conversations with the model's answers.
+
+    Raises UsageError for settings that do not go together, InputRefused for data or models that cannot be used.
+    """
+    records = _records(config)
+    keep = Keep(Path(out) if out is not None else None)
+    with keep:
+        _check_others(config, notify)
+        found = _measure(config, config.model, records, keep, notify, progress)
+        result: dict[str, Any] = {"model": found.model, "identity": found.identity, **found.summary}
+        if config.against:
+            other = _measure(config, config.against, records, keep, notify, progress)
+            result["against"] = {"model": other.model, "identity": other.identity, **other.summary}
+            result["difference"] = differences(found, other, config.seed)
+        if keep.folder is not None:
+            result["out"] = str(_publish(keep.folder, config, found, result).path)
+    return result
+
+
+def _check_others(config: EvaluateConfig, notify: Callable[[str], None]) -> None:
+    """What a second model or a judge is refused for, told before the first model's work rather than after it."""
+    if config.against:
+        read_source(config.against, accept_license=config.accept_license, notify=notify)
+    if config.judge and not config.trust_anyway and {"answers", "instructions"} & set(config.measures):
+        _fit_judge(config, notify)
+
+
+class Keep(contextlib.ExitStack):
+    """The folder of the result, held while the work is done; without one, nothing is kept.
+
+    Raises TargetExists for a folder that holds a finished artifact, Locked if another process works in it.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
+        self.folder = folder
+        self._engines = 0
+
+    def __enter__(self) -> Self:
+        if self.folder is not None:
+            if (self.folder / "manifest.json").exists():
+                raise target_exists(self.folder)
+            self.enter_context(TargetLock(self.folder))
+        return self
+
+    def remembering(self, engine: Engine) -> Engine:
+        """The engine, with what it finishes kept until the result is written."""
+        if self.folder is None:
+            return engine
+        self._engines += 1
+        return self.enter_context(remembering(engine, self.folder / LEDGER.format(self._engines)))
+
+
+def _records(config: EvaluateConfig) -> list[AnyRecord]:
+    """The rows that are measured, taken evenly where there are more than `limit`."""
+    needs_rows = {"likelihood", "answers"} & set(config.measures)
+    if config.data is None:
+        if needs_rows:
+            raise UsageError(f"{min(needs_rows)} is measured on rows", fix="give --data")
+        return []
+    path = Path(config.data)
+    if not path.exists():
+        raise InputRefused(f"{path} is not there", fix="give --data a file, or a folder that ojak made")
+    if config.split is not None:
+        rows: list[AnyRecord] = list(Artifact.open(path).records(config.split))
+    else:
+        rows = list(load(path))
+    if config.limit is not None and len(rows) > config.limit:
+        rows = [rows[i * len(rows) // config.limit] for i in range(config.limit)]
+    if not rows:
+        raise InputRefused(f"{path} has no rows")
+    return rows
+
+
+def _measure(
+    config: EvaluateConfig,
+    name: str,
+    records: Sequence[AnyRecord],
+    keep: Keep,
+    notify: Callable[[str], None],
+    progress: Listener | None,
+) -> Measured:
+    model = load_model(name, dtype=config.dtype, accept_license=config.accept_license, notify=notify)
+    engine = NativeEngine(model)
+    found = Measured(name, engine.identity)
+    if "likelihood" in config.measures:
+        notify(f"reading {len(records):,} rows with {model.name}")
+        found.likelihood = likelihood(engine, records)
+        if not found.likelihood.rows:
+            raise InputRefused(
+                f"none of the {len(records):,} rows can be scored by {model.name}",
+                why=_why(model, found.likelihood),
+            )
+        found.summary |= found.likelihood.summary(config.seed)
+    questions = _questions(config, records)
+    if questions:
+        _write(found, engine, questions, config, keep, progress)
+        if config.judge:
+            _grade(found, config, notify)
+        _summarize(found, config)
+    return found
+
+
+def _why(model: Model, found: Likelihood) -> str:
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in found.skipped.items())
+    base = "; it has no chat template (a base model): give it plain text" if not model.chat_template else ""
+    return f"they were left out for: {reasons}{base}"
+
+
+def _questions(config: EvaluateConfig, records: Sequence[AnyRecord]) -> list[Question]:
+    """What the model is asked: the rows' own requests, and the built-in ones."""
+    found: list[Question] = []
+    if "answers" in config.measures:
+        chats = (answering.question_of(row) for row in records if isinstance(row, Conversation))
+        found = [question for question in chats if question]
+        if not found:
+            raise InputRefused(f"{config.data} holds no requests", why="answers are asked for conversations")
+    if "instructions" in config.measures:
+        asked = checking.instructions(config.checks, config.seed)
+        found += [Question(each.id, each.messages) for each in asked]
+    return found
+
+
+def _write(
+    found: Measured,
+    engine: NativeEngine,
+    questions: Sequence[Question],
+    config: EvaluateConfig,
+    keep: Keep,
+    progress: Listener | None,
+) -> None:
+    asked = keep.remembering(engine)
+    found.answers, skipped = answering.ask(asked, questions, max_tokens=config.max_tokens, listener=progress)
+    found.summary["unasked"] = skipped
+
+
+def _fit_judge(config: EvaluateConfig, notify: Callable[[str], None]) -> Engine:
+    """The judge, if it passed its calibration or is trusted anyway; raises UsageError otherwise."""
+    assert config.judge is not None
+    judge = open_engine(EngineSpec(model=config.judge, accept_license=config.accept_license), notify=notify)
+    calibration = load_calibration(judge.identity)
+    if not config.trust_anyway and (calibration is None or not calibration.usable):
+        raise UsageError(
+            f"the judge {config.judge} may not grade",
+            why="it was never calibrated" if calibration is None else "it did not pass its calibration",
+            fix=f"run `ojak judge calibrate --model {config.judge}`, take another judge, or use --trust-anyway",
+        )
+    return judge
+
+
+def _grade(found: Measured, config: EvaluateConfig, notify: Callable[[str], None]) -> None:
+    """A judge's grade for each answer that has a reference row."""
+    judge = _fit_judge(config, notify)
+    graded = Judge(judge).judge(conversation(each) for each in found.answers)
+    found.answers = [
+        answer if grade is None else replace(answer, scores={**answer.scores, "judge_score": round(grade, 3)})
+        for answer, (_, grade) in zip(found.answers, graded, strict=True)
+    ]
+
+
+def _summarize(found: Measured, config: EvaluateConfig) -> None:
+    asked = checking.instructions(config.checks, config.seed) if "instructions" in config.measures else []
+    built_in = {each.id for each in asked}
+    own = [each for each in found.answers if each.question.id not in built_in]
+    if "answers" in config.measures:
+        found.summary["answers"] = answering.summary(own, found.summary["unasked"])
+    if asked:
+        texts = {each.question.id: each.text for each in found.answers if each.question.id in built_in}
+        found.summary["instructions"] = checking.summary(asked, texts)
+        found.followed = {
+            each.id: checking.follows(each.demand, texts[each.id]) for each in asked if each.id in texts
+        }
+
+
+def differences(found: Measured, other: Measured, seed: int) -> dict[str, list[float]]:
+    """The first model's figure minus the second's, [value, low, high]: 95 % of a paired bootstrap over common rows.
+
+    Of likelihood, bits per byte; an interval without 0 is a difference that the rows can tell from chance.
+    """
+    random = np.random.default_rng(seed)
+    result = {}
+    for name, (left, right, weight) in _paired(found, other).items():
+        a, b, w = (np.asarray(x, dtype=np.float64) for x in (left, right, weight))
+        if len(a):
+            drawn = [random.integers(len(a), size=len(a)) for _ in range(SAMPLES)]
+            means = [float((a[i] - b[i]).sum() / w[i].sum()) for i in drawn]
+            low, high = np.quantile(means, [0.025, 0.975])
+            result[name] = [float((a - b).sum() / w.sum()), float(low), float(high)]
+    return result
+
+
+Paired = tuple[Sequence[float], Sequence[float], Sequence[float]]
+
+
+def _paired(found: Measured, other: Measured) -> Mapping[str, Paired]:
+    """Values of both models on common rows, and the rows' weights."""
+    pairs: dict[str, Paired] = {}
+    if found.likelihood and other.likelihood:
+        pairs["bits_per_byte"] = _bits(found.likelihood, other.likelihood)
+    theirs = {each.question.id: each for each in other.answers}
+    for name in ("chrf", "judge_score", "repetition"):
+        both = [
+            (each.scores[name], theirs[each.question.id].scores[name])
+            for each in found.answers
+            if name in each.scores and name in getattr(theirs.get(each.question.id), "scores", {})
+        ]
+        pairs[name] = _columns(both)
+    both = [(each, theirs[each.question.id]) for each in found.answers if each.question.id in theirs]
+    pairs["stopped"] = _columns([(a.finish_reason == "stop", b.finish_reason == "stop") for a, b in both])
+    common = found.followed.keys() & other.followed.keys()
+    pairs["instructions"] = _columns([(found.followed[i], other.followed[i]) for i in sorted(common)])
+    return pairs
+
+
+def _columns(both: Sequence[tuple[float, float]]) -> Paired:
+    return [a for a, _ in both], [b for _, b in both], [1.0] * len(both)
+
+
+def _bits(ours: Likelihood, theirs: Likelihood) -> Paired:
+    """Bits of each row that both scored, and its bytes as the first one counts them."""
+    other = dict(zip(theirs.rows, theirs.nats, strict=True))
+    both = [
+        (nats / np.log(2), other[row] / np.log(2), size)
+        for row, nats, size in zip(ours.rows, ours.nats, ours.bytes, strict=True)
+        if row in other
+    ]
+    return [a for a, _, _ in both], [b for _, b, _ in both], [w for _, _, w in both]
+
+
+def conversation(answer: Answer) -> Conversation:
+    """The request with the model's answer, its scores, and how it ended."""
+    said: Message = {"role": "assistant", "content": answer.text}
+    meta: dict[str, Any] = {"finish_reason": answer.finish_reason, "tokens": answer.tokens}
+    if answer.question.reference:
+        meta["reference"] = answer.question.reference
+    return Conversation(
+        answer.question.id, [*answer.question.turns, said], meta=meta, scores=dict(answer.scores)
+    )
+
+
+def _publish(folder: Path, config: EvaluateConfig, found: Measured, result: dict[str, Any]) -> Artifact:
+    settings = config.model_dump(mode="json", exclude={"accept_license"})
+    source = Path(config.data) if config.data and Path(config.data).is_dir() else None
+    return publish(
+        folder,
+        kind="evaluate",
+        records=map(conversation, found.answers),
+        config=settings,
+        inputs=[source] if source else [],
+        stats=result,
+    )
