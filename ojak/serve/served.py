@@ -44,10 +44,10 @@ class Served:
     def prompts(self, prompt: Any) -> list[Ids]:
         """Token ids of a `prompt`: a text, texts, ids, or lists of ids. Raises Refusal."""
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
-        found = [self.ids(each) for each in (prompt if several else [prompt])]
-        if not found or len(found) > MOST_CHOICES:
+        given = prompt if several else [prompt]
+        if not 1 <= len(given) <= MOST_CHOICES:  # before any is encoded: a body has room for 300,000
             raise bad(f"one request has 1 to {MOST_CHOICES} prompts", "prompt")
-        return found
+        return [self.ids(each) for each in given]
 
     def ids(self, prompt: Any) -> Ids:
         """Token ids of one prompt; the tokenizer's BOS is added to a text where the model was trained with one."""

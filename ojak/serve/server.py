@@ -114,7 +114,9 @@ class Service(uvicorn.Server):
     ) -> None:
         self.served, self.bound, self.key, self.grace_s = served, bound, key, grace_s
         self.port: int = bound.getsockname()[1]
-        self.worker = Worker(served.engine, served.room, most_waiting=most_waiting, notify=notify)
+        self.worker = Worker(
+            served.engine, served.room, most_waiting=most_waiting, notify=notify, halt=served.engine.halt
+        )
         self.cut_off = 0
         self.ready: Callable[[], None] = lambda: None
         app = Guard(Api(served, self.worker, notify).app(), self.port, key)

@@ -1,4 +1,4 @@
-"""Bytes in and out: JSON bodies with limits on size, depth and time, JSON and event-stream answers."""
+"""Answers as bytes: JSON, and streams of events. (Bodies are read by `guard.read_json`.)"""
 
 from __future__ import annotations
 

@@ -164,12 +164,18 @@ class Queue(Iterator[Request | None]):
 
 
 class Worker:
-    """The engine's thread. `notify` is told of what breaks in it."""
+    """The engine's thread. `notify` is told of what breaks in it, `halt` makes the engine leave what it is at."""
 
     def __init__(
-        self, engine: Engine, longest: int, *, most_waiting: int, notify: Callable[[str], None]
+        self,
+        engine: Engine,
+        longest: int,
+        *,
+        most_waiting: int,
+        notify: Callable[[str], None],
+        halt: Callable[[], None] = lambda: None,
     ) -> None:
-        self.engine, self.longest, self.notify = engine, longest, notify
+        self.engine, self.longest, self.notify, self.halt = engine, longest, notify, halt
         self.queue = Queue(most_waiting)
         self._thread = threading.Thread(target=self._work, name="ojak-engine", daemon=True)
 
@@ -186,6 +192,7 @@ class Worker:
         """Ends what is left and waits for the thread."""
         self.queue.close()
         self.queue.drop(stopping(), waiting=True)
+        self.halt()  # rows end at their next token, which those with long prompts have yet to come to
         if self._thread.is_alive():
             self._thread.join(CLOSING_SECONDS)
 
@@ -194,6 +201,7 @@ class Worker:
             try:
                 for done in self.engine.generate(self.queue, longest=self.longest):
                     self.queue.finish(done)
+                self.queue.forget()
             except Exception as error:  # noqa: BLE001 (whatever it is: it ends its rows, and the server stays)
                 self.notify(f"the engine failed: {type(error).__name__}: {error}")
                 if not self.queue.drop(broken("the engine failed"), waiting=False):

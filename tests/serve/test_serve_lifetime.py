@@ -112,6 +112,26 @@ def test_what_does_not_finish_in_time_is_told_so(slow: Model) -> None:
         assert running.service.cut_off == 2
 
 
+def test_a_long_prompt_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny_chat_model(max_position_embeddings=8192)
+    hidden = made.decoder.hidden
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.3)  # a tile of the prompt, of which it has 30
+        return hidden(*args, **kwargs)
+
+    with Running(made, slots=1, grace_s=0.3) as running, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(made.decoder, "hidden", waiting)
+        asked = pool.submit(running.client().completions.create, **{**LONG, "prompt": "a" * 7600})
+        until(lambda: running.counts() == (1, 0))
+        running.service.stop()
+        assert isinstance(asked.exception(), openai.InternalServerError)
+        begin = time.monotonic()
+        running.thread.join(20)
+        assert time.monotonic() - begin < 4
+    assert running.told == [], "its end is no failure of the engine"
+
+
 def test_a_defect_is_told_here_and_not_to_the_client(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with Running(model) as running:
         monkeypatch.setattr(running.service.served, "prompts", lambda _prompt: 1 // 0)
