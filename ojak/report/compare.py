@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ojak._code import version
-from ojak._files import disk_errors
+from ojak._files import disk_errors, write_atomic
 from ojak._progress import silent
-from ojak.artifact import write_atomic
 from ojak.errors import EngineUnavailable, InputRefused, TargetExists, UsageError
 from ojak.report import compare_charts as charts
 from ojak.report import variety
@@ -66,14 +65,16 @@ def write_comparison(
 ) -> Comparison:
     """Write the page `out` about `sets`: paths, or NAME=PATH, of artifacts or files of any format that is read.
 
-    Raises TargetExists where there is a page already and not `replace`, UsageError for fewer than two or more than
-    eight sets, InputRefused for what cannot be read or holds no instruction, ResourceExhausted on a full disk.
+    Raises TargetExists where there is a page already and not `replace`; UsageError for fewer than two or more than
+    eight sets, or t-SNE without scikit-learn; InputRefused for what cannot be read or holds no instruction;
+    ResourceExhausted on a full disk.
     """
     config = config or CompareConfig()
     places = named(sets)
     with disk_errors(out):
         if out.exists() and not replace:
             raise TargetExists(f"{out} is there already", fix="name another page, or pass --overwrite")
+    variety.choose(config.projection, 0)  # refused before anything is read
     count, unit = _counter(config.tokenizer)
     read = []
     for name, path in places:
@@ -83,7 +84,7 @@ def write_comparison(
     near, why = _nearness(read, varied.equal, config, notify)
     left_out = {EMBEDDINGS: why} if why else {}
     facts = _facts(read, unit, varied, near)
-    html = render(read, unit, config, varied, near, left_out)
+    html = render(read, unit, config, varied, near, facts, left_out)
     write_atomic(out, html.encode())
     return Comparison(out, facts, left_out)
 
@@ -141,7 +142,7 @@ def _nearness(
 
         embedder = Embedder.open()
     except ImportError as error:
-        return None, f"{error}; `pip install ojak[embed]` brings what it needs"
+        return None, f"{error}; `pip install 'ojak[embed]'` brings what it needs"
     except (UsageError, InputRefused, EngineUnavailable) as error:
         return None, "; ".join(filter(None, (error.what, error.why, error.fix)))
     matrices = []
@@ -151,7 +152,7 @@ def _nearness(
     distances = [_distances(matrix) for matrix in matrices]
     fewer = [_drawn(matrix, equal, config.seed) for matrix in matrices]
     return Nearness(
-        f"{embedder.name}",
+        embedder.name,
         variety.project(matrices, how, config.seed),
         distances,
         [_distances(matrix) for matrix in fewer],
@@ -211,7 +212,7 @@ def _set_facts(index: int, each: DataSet, unit: str, varied: Variety) -> dict[st
         "sampled": len(each.sample), "equal_size": varied.equal, **distinct,
         "repeated": varied.repeats[index][-1][1], "repeated_at_equal_size": dict(varied.repeats[index])[varied.equal],
         "opening_entropy_bits": variety.entropy(each.openings),
-        "category_entropy_bits": variety.entropy(each.labels.get("task_category", Counter())) or None,
+        "category_entropy_bits": variety.entropy(each.labels.get("task_category", Counter())),
     }  # fmt: skip
 
 
@@ -227,9 +228,10 @@ def render(
     config: CompareConfig,
     varied: Variety,
     near: Nearness | None,
+    facts: Sequence[dict[str, Any]],
     left_out: dict[str, str],
 ) -> str:
-    """The page as HTML text; the same sets and settings give the same page."""
+    """The page as HTML text; the same sets and settings give the same page. `facts`: the numbers of each set."""
     values = {
         **styled("style.css", "compare.css"),
         "version": version(),
@@ -241,7 +243,7 @@ def render(
         "most_sampled": MOST_SAMPLED,
         "left_out": left_out,
         "near": near,
-        "facts": _facts(sets, unit, varied, near),
+        "facts": facts,
         "varied": varied,
         **_figures(sets, unit, varied),
         **_maps(sets, near),

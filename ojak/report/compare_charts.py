@@ -34,7 +34,6 @@ TOP = 12
 PANEL = 520
 DISTANCE_BINS = 25
 MOST_CATEGORIES = 14
-ORDERED = ("input_quality", "difficulty")  # tags whose labels go from the worst to the best
 
 
 @dataclass(slots=True)

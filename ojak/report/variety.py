@@ -81,11 +81,11 @@ def repeat_curve(texts: Sequence[str], also: int = 0) -> list[tuple[int, float]]
     return found
 
 
-def entropy(counts: Mapping[str, int]) -> float:
-    """Shannon's entropy of the labels, in bits; 0 without any."""
+def entropy(counts: Mapping[str, int]) -> float | None:
+    """Shannon's entropy of the labels, in bits; None without any."""
     total = sum(counts.values())
     shares = [count / total for count in counts.values() if count]
-    return -sum(share * math.log2(share) for share in shares) if shares else 0.0
+    return sum(share * math.log2(1 / share) for share in shares) if shares else None
 
 
 def nearest_between(a: Matrix, b: Matrix) -> tuple[Matrix, Matrix]:
