@@ -7,10 +7,12 @@ pyarrow.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ojak._api import chat_prefix
+    from ojak._api import chat_prefix, train_model
     from ojak.artifact import Artifact, publish, read, verify
     from ojak.chat import ChatPrefix
     from ojak.curate.config import CurateConfig
@@ -20,19 +22,27 @@ if TYPE_CHECKING:
     from ojak.curate.split import SplitConfig, split
     from ojak.engines.native import generate
     from ojak.errors import OjakError
+    from ojak.evaluate.config import EvaluateConfig
+    from ojak.evaluate.run import evaluate_model
+    from ojak.export.model import export_model
+    from ojak.export.push import plan_push, push
     from ojak.formats import export, load
     from ojak.model.load import Model, load_model
     from ojak.model.request import Completion
     from ojak.records import Conversation, Document, Preference, Rejected
     from ojak.report import write_report
+    from ojak.report.compare import write_comparison
     from ojak.rules.contamination import Contamination
     from ojak.rules.privacy import find_personal_data
     from ojak.rules.secrets import find_secrets
     from ojak.similarity.embedding import Embedder
     from ojak.similarity.minhash import near_duplicates
-    from ojak.synthesize.config import MagpieConfig
-    from ojak.synthesize.personas import PersonasConfig, synthesize_personas
+    from ojak.synthesize.config import MagpieConfig, PersonasConfig
+    from ojak.synthesize.personas import synthesize_personas
     from ojak.synthesize.run import synthesize_magpie
+    from ojak.train.config import TrainConfig
+    from ojak.train.run import TrainResult
+    from ojak.train.tokenizer import train_tokenizer
 
 __all__ = [
     "Artifact",
@@ -43,6 +53,7 @@ __all__ = [
     "CurateConfig",
     "Document",
     "Embedder",
+    "EvaluateConfig",
     "MagpieConfig",
     "Model",
     "OjakError",
@@ -51,11 +62,15 @@ __all__ = [
     "Preference",
     "Rejected",
     "SplitConfig",
+    "TrainConfig",
+    "TrainResult",
     "__version__",
     "chat_prefix",
     "curate_data",
+    "evaluate_model",
     "explain_row",
     "export",
+    "export_model",
     "find_personal_data",
     "find_secrets",
     "generate",
@@ -63,12 +78,17 @@ __all__ = [
     "load_model",
     "make_pairs",
     "near_duplicates",
+    "plan_push",
     "publish",
+    "push",
     "read",
     "split",
     "synthesize_magpie",
     "synthesize_personas",
+    "train_model",
+    "train_tokenizer",
     "verify",
+    "write_comparison",
     "write_report",
 ]
 
@@ -76,7 +96,7 @@ __version__: str
 
 # Where each public name lives; the same list as above, for the running program.
 _NAMES = {
-    "ojak._api": ("chat_prefix",),
+    "ojak._api": ("chat_prefix", "train_model"),
     "ojak.artifact": ("Artifact", "publish", "read", "verify"),
     "ojak.chat": ("ChatPrefix",),
     "ojak.curate.pairs": ("PairsConfig", "make_pairs"),
@@ -86,21 +106,43 @@ _NAMES = {
     "ojak.curate.split": ("SplitConfig", "split"),
     "ojak.engines.native": ("generate",),
     "ojak.errors": ("OjakError",),
+    "ojak.export.push": ("plan_push", "push"),
+    "ojak.evaluate.config": ("EvaluateConfig",),
+    "ojak.evaluate.run": ("evaluate_model",),
+    "ojak.export.model": ("export_model",),
     "ojak.formats": ("export", "load"),
     "ojak.model.load": ("Model", "load_model"),
     "ojak.model.request": ("Completion",),
     "ojak.records": ("Conversation", "Document", "Preference", "Rejected"),
     "ojak.report": ("write_report",),
+    "ojak.report.compare": ("write_comparison",),
     "ojak.rules.contamination": ("Contamination",),
     "ojak.rules.privacy": ("find_personal_data",),
     "ojak.rules.secrets": ("find_secrets",),
     "ojak.similarity.embedding": ("Embedder",),
     "ojak.similarity.minhash": ("near_duplicates",),
-    "ojak.synthesize.config": ("MagpieConfig",),
-    "ojak.synthesize.personas": ("PersonasConfig", "synthesize_personas"),
+    "ojak.synthesize.config": ("MagpieConfig", "PersonasConfig"),
+    "ojak.synthesize.personas": ("synthesize_personas",),
     "ojak.synthesize.run": ("synthesize_magpie",),
+    "ojak.train.config": ("TrainConfig",),
+    "ojak.train.run": ("TrainResult",),
+    "ojak.train.tokenizer": ("train_tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+class _Names(ModuleType):
+    """This module: a folder in it with the name of a public function, once imported, does not take its place.
+
+    The import system sets every submodule as an attribute here, `ojak/export/` among them.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Names
 
 
 def __getattr__(name: str) -> Any:

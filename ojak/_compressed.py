@@ -85,12 +85,7 @@ class _Bounded(io.RawIOBase):
     def _next(self, size: int) -> bytes:
         try:
             return self._stream.read(size)
-        except (
-            OSError,
-            EOFError,
-            zlib.error,
-            ValueError,
-        ) as error:  # pyarrow's errors are OSError or ValueError
+        except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's are of the first or the last
             raise InputRefused(
                 f"{self._path} cannot be unpacked", why=f"it is damaged or was cut off: {error}"
             ) from error

@@ -74,6 +74,10 @@ class InputRefused(OjakError):
     exit_code = 9
 
 
+class Diverged(OjakError):
+    exit_code = 10
+
+
 class Stopped(OjakError):
     """Stopped from outside by a signal; `exit_code` is 128 + the signal's number.
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 
 from ojak import formats
 from ojak.artifact import Artifact, publish, verify
-from ojak.cli import checks, data, describe, work
+from ojak.cli import checks, curate, data, describe, judge, work
 from ojak.cli.app import app
+from ojak.engines.open import EngineName
 from ojak.model import hub
 from ojak.records import Conversation, Message, Preference, Rejected
 
@@ -62,11 +63,13 @@ def test_help_begins_with_examples_and_lists_verbs_in_flow_order() -> None:
     assert shown.index("ojak run recipes/quickstart.yaml") < shown.index("--version")
     verbs = [
         "models",
+        "tokenizer",
         "synthesize",
         "judge",
         "curate",
         "explain",
         "pairs",
+        "train",
         "verify",
         "show",
         "export-data",
@@ -74,6 +77,8 @@ def test_help_begins_with_examples_and_lists_verbs_in_flow_order() -> None:
         "report",
         "push",
         "serve",
+        "chat",
+        "export",
         "doctor",
     ]
     places = [shown.index(f"│ {verb} ") for verb in verbs]
@@ -227,7 +232,7 @@ class FakePlan:
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "magpie_plan", lambda _config: FakePlan())
+    monkeypatch.setattr(work, "run_plan", lambda _config: FakePlan())
     assert magpie("--dry-run").stdout == "3 rows\n9 tokens\N{SYMBOL FOR ESCAPE}[2J\n"
     assert json.loads(magpie("--dry-run", "--json").stdout) == {"rows": 3}
     assert list(folder.iterdir()) == []
@@ -348,6 +353,12 @@ def test_show_preferences() -> None:
     assert [shown.index(word) for word in ("question", "good", "bad")] == sorted(
         shown.index(word) for word in ("question", "good", "bad")
     )
+
+
+@pytest.mark.parametrize("verb", [curate.curate, judge.calibrate])
+def test_engines_are_those_of_the_library(verb: Any) -> None:
+    """The command line has a list of its own, so that `ojak --help` loads no engine."""
+    assert get_args(get_type_hints(verb)["engine"]) == get_args(EngineName)
 
 
 def test_formats_are_those_of_the_library() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from ojak import artifact, errors
 from ojak.artifact import Artifact, publish, verify
 from ojak.cli.app import app
+from ojak.cli.exits import Terminated
 from ojak.errors import InputRefused, OjakError, Stopped
 from ojak.records import Conversation, Message, Rejected
 
@@ -44,6 +46,19 @@ def pairs(out: str = "d", text: str = "hello") -> Artifact:
 
 
 # ------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--personas", "no.txt"), "--personas cannot be 'no.txt': there is no such file"),
+        (("--url", "http://169.254.169.254"), "'http://169.254.169.254' is not asked; link-local"),
+    ],
+)
+def test_a_wrong_value_is_told_as_it_was_given(flags: tuple[str, str], said: str) -> None:
+    result = ojak("synthesize", "magpie", "--model", "scripted", "--rows", "2", "--out", "d", *flags)
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 def kinds() -> list[type[OjakError]]:
@@ -77,6 +92,7 @@ def test_the_table_of_exit_codes() -> None:
     assert {kind.__name__: kind.exit_code for kind in kinds() if kind is not Stopped} == {
         "OjakError": 1, "UsageError": 2, "TargetExists": 2, "PartialResult": 3, "ResumeRefused": 4,
         "EngineUnavailable": 5, "ResourceExhausted": 6, "VerificationFailed": 7, "Locked": 8, "InputRefused": 9,
+        "Diverged": 10,
     }  # fmt: skip
 
 
@@ -182,6 +198,27 @@ def test_sigterm_frees_what_is_held_on_the_way_out(monkeypatch: pytest.MonkeyPat
         signal.signal(signal.SIGTERM, before)
     assert (result.exit_code, left) == (143, ["left"])
     assert "stopped by SIGTERM" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "code", "name"), [(KeyboardInterrupt, 130, "Ctrl-C"), (Terminated, 143, "SIGTERM")]
+)
+def test_an_error_on_the_way_out_of_an_interrupt_is_the_interrupt(
+    monkeypatch: pytest.MonkeyPatch, interrupt: type[KeyboardInterrupt], code: int, name: str
+) -> None:
+    """As where a second signal comes while a lock is being taken back."""
+
+    def broken(*_: object, **__: object) -> None:
+        lock = threading.Lock()
+        with lock:
+            lock.release()
+            raise interrupt
+
+    pairs()
+    monkeypatch.setattr(artifact, "verify", broken)
+    result = ojak("verify", "d")
+    assert (result.exit_code, f"stopped by {name}" in result.stderr) == (code, True)
+    assert "defect" not in result.stderr
 
 
 INTERRUPTED = """

@@ -51,10 +51,67 @@ def test_personas_then_magpie_then_pairs() -> None:
         == verify("d").counts["accepted"]
         == counts["accepted"] + sum(counts["rejected"].values())
     )
-    assert (counts["out"], verify("pairs").kind) == ("pairs", "pairs")
+    assert (counts["out"], counts["by"], counts["failed"], verify("pairs").kind) == (
+        "pairs", "likelihood", 0, "pairs",
+    )  # fmt: skip
     spoken = ojak("pairs", "d", "--out", "pairs2", "--by", "response_chars", "--rejected", "quantile")
     assert (spoken.exit_code, spoken.stdout) == (0, "pairs2\n")
     assert "instructions" in spoken.stderr
+
+
+def test_pairs_by_the_judge_ask_for_its_calibration() -> None:
+    assert magpie("d", "--responses", "3").exit_code == 0
+    words = "pairs d --out p --by judge_score --engine scripted --model any --json"
+    refused = ojak(*words.split())
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "has not been calibrated" in refused.stderr.replace("\n", " ")
+    assert not Path("p").exists()
+    trusted = ojak(*words.split(), "--trust-anyway")
+    assert trusted.exit_code == 0, trusted.stderr
+    counts = json.loads(trusted.stdout)
+    assert counts["rows"] == counts["accepted"] + sum(counts["rejected"].values()) > 0
+    assert (verify("p").stats["engine"]["engine"], counts["by"]) == ("scripted", "judge_score")
+    assert ojak(*words.split(), "--trust-anyway").exit_code == 2  # nothing is overwritten
+
+
+def personas(words: str) -> Result:
+    return ojak("synthesize", "personas", *words.split())
+
+
+PERSONAS = "--model scripted --source texts.txt --out p"
+
+
+def test_a_plan_of_personas_writes_nothing(tmp_path: Path) -> None:
+    Path("texts.txt").write_text("\n\n".join(f"Text {n}. " + "x" * 1500 for n in range(3)), "utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    flags = "--rounds 2 --relatives 2 --max-tokens 10 --dry-run"
+    told = personas(f"{PERSONAS} {flags} --json")
+    assert told.exit_code == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert (found["verdict"], found["rows"], found["at_most"], found["rows_to_do"]) == ("start", 21, True, 21)
+    assert found["persona_tokens"] == 210
+    spoken = personas(f"{PERSONAS} {flags}").stdout
+    assert "at most 21: 0 begun" in spoken
+    assert "about 210 of personas" in spoken
+    assert sorted(tmp_path.rglob("*")) == before
+    assert personas(PERSONAS).exit_code == 0
+    assert json.loads(personas(f"{PERSONAS} --dry-run --json").stdout)["verdict"] == "finished"
+    other = json.loads(personas(f"{PERSONAS} --seed 1 --dry-run --json").stdout)
+    assert (other["verdict"], "seed: 0 -> 1" in other["why"]) == ("refused", True)
+
+
+def test_personas_take_the_engines_of_magpie() -> None:
+    Path("texts.txt").write_text("A text of some words about bees and trams.", "utf-8")
+    done = personas("--model any --engine scripted --source texts.txt --out p --json")
+    assert done.exit_code == 0, done.stderr
+    assert verify("p").stats["engine"]["engine"] == "scripted"
+    gone = personas("--engine endpoint --model m --source texts.txt --out q")
+    assert (gone.exit_code, "--url" in gone.stderr) == (2, True)
+    wrong = personas(f"{PERSONAS} --url ftp://me:canary@host")
+    assert (wrong.exit_code, "--url is refused" in wrong.stderr, "canary" in wrong.stderr) == (2, True, False)
+    served = "--engine endpoint --url http://127.0.0.1:1 --model m"
+    planned = personas(f"{served} --source texts.txt --out q --dry-run --json")
+    assert json.loads(planned.stdout)["verdict"] == "start"  # a server is not asked before the run
 
 
 def test_a_budget_of_personas_ends_with_3() -> None:
@@ -83,6 +140,9 @@ def test_a_budget_of_personas_ends_with_3() -> None:
         ("pairs many --out p --quantile 2", 2, "--quantile cannot be 2"),
         ("pairs many --out p --by nonsense", 2, "nonsense"),
         ("pairs many --out many --by response_chars", 2, "many"),
+        ("pairs many --out p --engine endpoint --model m", 2, "--url http://HOST:PORT"),
+        ("pairs many --out p --url ftp://me@host", 2, "--url is refused"),
+        ("pairs many --out p --url http://127.0.0.1:1 --model m", 2, "settings of an endpoint"),
     ],
 )
 def test_refusals_name_what_is_wrong(arguments: str, code: int, said: str) -> None:

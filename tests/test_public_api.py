@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ PUBLIC = [
     "CurateConfig",
     "Document",
     "Embedder",
+    "EvaluateConfig",
     "MagpieConfig",
     "Model",
     "OjakError",
@@ -26,11 +29,15 @@ PUBLIC = [
     "Preference",
     "Rejected",
     "SplitConfig",
+    "TrainConfig",
+    "TrainResult",
     "__version__",
     "chat_prefix",
     "curate_data",
+    "evaluate_model",
     "explain_row",
     "export",
+    "export_model",
     "find_personal_data",
     "find_secrets",
     "generate",
@@ -38,12 +45,17 @@ PUBLIC = [
     "load_model",
     "near_duplicates",
     "make_pairs",
+    "plan_push",
     "publish",
+    "push",
     "read",
     "split",
     "synthesize_magpie",
     "synthesize_personas",
+    "train_model",
+    "train_tokenizer",
     "verify",
+    "write_comparison",
     "write_report",
 ]
 
@@ -64,6 +76,15 @@ def test_type_checkers_see_the_same_names() -> None:
     guarded = next(node for node in tree.body if isinstance(node, ast.If))
     imported = {a.name for node in guarded.body if isinstance(node, ast.ImportFrom) for a in node.names}
     assert imported == set(PUBLIC) - {"__version__"}
+
+
+def test_a_folder_does_not_take_the_place_of_a_function() -> None:
+    """The import system sets `ojak/export/` as an attribute of `ojak`, where the function of that name is."""
+    program = (
+        "import ojak; ojak.push; import ojak.export.push; assert ojak.export.__module__ == 'ojak.formats'"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -153,6 +153,27 @@ def presets() -> str:
     return _table(("recipe", "keeps", "rules, in order", "source"), rows)
 
 
+def train_settings() -> str:
+    """Every setting of a training run with its default."""
+    from ojak.train.config import TrainConfig
+
+    return _table(("setting", "default"), list(_settings(TrainConfig)))
+
+
+def _settings(kind: Any, before: str = "") -> Iterator[tuple[str, str]]:
+    """(name, default) of all settings, those within others under their names."""
+    from pydantic import BaseModel
+
+    for name, field in kind.model_fields.items():
+        kinds = (field.annotation, *typing.get_args(field.annotation))
+        inner = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        if inner is not None:
+            yield from _settings(inner, f"{before}{name}.")
+        else:
+            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+            yield f"`{before}{name}`", default.replace("`null`", "")
+
+
 def prefixes() -> str:
     """What the templates of thirteen families render, and where the paper's scripts differ."""
     families: list[dict[str, Any]] = json.loads((ROOT / GOLDEN).read_text("utf-8"))["families"]
@@ -242,6 +263,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "grids": grids,
     "filter-rules": filter_rules,
     "presets": presets,
+    "train-settings": train_settings,
     "prefixes": prefixes,
 }
 

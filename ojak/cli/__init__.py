@@ -9,9 +9,7 @@ from types import FrameType
 
 def main() -> None:
     """Run the command line on `sys.argv` and leave with its exit code (`ojak.errors` lists them)."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # a shell lets its background jobs ignore it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not for a shell's background job
         signal.signal(signal.SIGINT, _leave)
     from ojak.cli.app import app
     from ojak.cli.terminal import prepare_streams

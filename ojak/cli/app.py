@@ -6,7 +6,24 @@ from typing import Annotated
 
 import typer
 
-from ojak.cli import curate, data, doctor, judge, models, pairs, push, report, run, serve, synthesize
+from ojak.cli import (
+    chat,
+    curate,
+    data,
+    doctor,
+    evaluate,
+    export,
+    judge,
+    models,
+    pairs,
+    push,
+    report,
+    run,
+    serve,
+    synthesize,
+    tokenizer,
+    train,
+)
 from ojak.cli.exits import Group
 from ojak.cli.terminal import write
 
@@ -39,18 +56,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models.app, name="models")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(synthesize.app, name="synthesize")
 app.add_typer(judge.app, name="judge")
 app.command("pairs")(pairs.pairs)
 app.command("curate")(curate.curate)
 app.command("explain")(curate.explain)
+app.add_typer(train.app, name="train")
 app.command("verify")(data.verify)
 app.command("show")(data.show)
 app.command("export-data")(data.export_data)
+app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.add_typer(report.app, name="report")
 app.command("push")(push.push)
 app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 
 

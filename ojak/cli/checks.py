@@ -130,10 +130,8 @@ def cache() -> Check:
 
     folder = home()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
-    try:
-        tempfile.TemporaryFile(
-            dir=existing
-        ).close()  # a look at permissions says too little: root may, /proc may not
+    try:  # a look at permissions says too little: root may, /proc may not
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         found = f"{folder} cannot be used: {error.strerror}"
         return Check("cache", FAILED, found, "set OJAK_HOME to a folder that can be written to")

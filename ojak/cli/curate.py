@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from ojak.cli.terminal import one_line, say, write, write_json, write_pages
-from ojak.cli.words import AcceptLicense, Json, place
+from ojak.cli.words import AcceptLicense, Engine, Json, Url, place
 
 
 def curate(
@@ -24,12 +24,26 @@ def curate(
     model: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="Who tags, and reads probabilities, if a rule needs it.")
     ] = None,
-    engine: Annotated[
-        Literal["native", "endpoint", "ray", "scripted"], typer.Option(help="What runs the model.")
-    ] = "native",
-    url: Annotated[str | None, typer.Option(metavar="URL", help="The address of an endpoint.")] = None,
+    engine: Engine = "native",
+    url: Url = None,
     reward_model: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="A sequence-classification head with one output.")
+    ] = None,
+    reward_base: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="A base model that answers, too, for the reward difference."),
+    ] = None,
+    reward_base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The address of an endpoint that serves the base model.")
+    ] = None,
+    reward_base_tokens: Annotated[
+        int, typer.Option(min=1, max=8192, help="The most tokens of the base model's answers.")
+    ] = 512,
+    guard: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="A guard model for the tag safety, instead of rules.")
+    ] = None,
+    guard_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The address of an endpoint that serves the guard model.")
     ] = None,
     keep: Annotated[int | None, typer.Option(min=1, help="How many rows, instead of the recipe's number.")] = None,
     strict: Annotated[
@@ -49,12 +63,14 @@ def curate(
     Example: ojak curate my-data --recipe default --out my-data-curated
     """
     from ojak.cli.progress import Progress
+    from ojak.cli.work import made_of
     from ojak.curate.config import CurateConfig
     from ojak.curate.run import curate_data, summary
 
-    config = CurateConfig(
-        recipe=recipe, model=model, engine=engine, url=url, keep=keep, strict=strict, trust_anyway=trust_anyway,
-        reward_model=reward_model,
+    config = made_of(
+        CurateConfig, "curate", recipe=recipe, model=model, engine=engine, url=url, keep=keep, strict=strict,
+        trust_anyway=trust_anyway, reward_model=reward_model, reward_base=reward_base,
+        reward_base_url=reward_base_url, reward_base_tokens=reward_base_tokens, guard=guard, guard_url=guard_url,
     )  # fmt: skip
     with Progress() as progress:
         artifact = curate_data(

@@ -71,9 +71,9 @@ def _from_files(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    from ojak.model import checkpoint, gguf
+    from ojak.model.load import read_source
 
-    return checkpoint.read(path) if path.is_dir() else gguf.read(path)
+    return read_source(path, offline=True)
 
 
 def _chat(source: Any) -> dict[str, Any]:

@@ -19,13 +19,17 @@ from typer.exceptions import TyperException
 from ojak.errors import OjakError, ResourceExhausted, Stopped, UsageError, is_disk_full
 
 VERBS = (
-    "models", "synthesize", "judge", "curate", "explain", "pairs", "verify", "show", "export-data", "run", "report",
-    "push", "serve", "doctor",
+    "models", "tokenizer", "synthesize", "judge", "curate", "explain", "pairs", "train", "evaluate", "verify", "show",
+    "export-data", "run", "report", "push", "serve", "chat", "export", "doctor",
 )  # fmt: skip
 OUT_OF_MEMORY = (
     "MemoryError",
     "OutOfMemoryError",
 )  # the second is torch's, which must not be imported for its name
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where the work stands: like Ctrl-C, and past everything that deals with errors."""
 
 
 class Group(TyperGroup):
@@ -41,7 +45,7 @@ class Group(TyperGroup):
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    """Turn SIGTERM into Stopped and Ctrl-C into KeyboardInterrupt: files are closed, locks freed on the way out."""
+    """Turn SIGTERM into Terminated, Ctrl-C into KeyboardInterrupt: files are closed, locks freed on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,13 +59,15 @@ def terminated() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise Stopped(number, "stopped by SIGTERM", fix="run the same command again to go on")
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
 
 
-def by_ctrl_c() -> Stopped:
-    """The error for a KeyboardInterrupt."""
-    return Stopped(signal.SIGINT, "stopped by Ctrl-C", fix="run the same command again to go on")
+def stopped_by(interrupt: KeyboardInterrupt) -> Stopped:
+    """The error for an interrupt."""
+    terminated = isinstance(interrupt, Terminated)
+    number, name = (signal.SIGTERM, "SIGTERM") if terminated else (signal.SIGINT, "Ctrl-C")
+    return Stopped(number, f"stopped by {name}", fix="run the same command again to go on")
 
 
 @contextmanager
@@ -76,14 +82,14 @@ def ended() -> Iterator[None]:
         _close_stdout()
         raise typer.Exit(128 + signal.SIGPIPE) from error
     except KeyboardInterrupt as error:
-        stopped = by_ctrl_c()
+        stopped = stopped_by(error)
         _tell(stopped)
         raise typer.Exit(stopped.exit_code) from error
     except (typer.Exit, typer.Abort, TyperException):
         raise
     except Exception as error:
         translated = _translated(error)
-        _tell(translated, error)
+        _tell(translated, None if isinstance(translated, Stopped) else error)
         raise typer.Exit(translated.exit_code) from error
 
 
@@ -92,6 +98,8 @@ def _translated(error: Exception) -> OjakError:
     from ojak._files import is_refused
     from ojak.model.files import home
 
+    if interrupt := _interrupt_behind(error):
+        return stopped_by(interrupt)
     first = (str(error).strip() or "no message").splitlines()[0][:500]
     if isinstance(error, OSError) and is_disk_full(error):
         return ResourceExhausted("no space left", why=first, fix="make room and run the same command again")
@@ -111,6 +119,14 @@ def _translated(error: Exception) -> OjakError:
         f"unexpected {type(error).__name__}: {first}",
         fix="this is a defect of ojak; run it with OJAK_DEBUG=1 for the traceback, and report it",
     )
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt on whose way out an error came up: a signal may find a lock of Python's own half taken, which then
+    cannot be released ("release unlocked lock")."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _tell(error: OjakError, cause: BaseException | None = None) -> None:

@@ -6,15 +6,16 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ojak.cli.terminal import one_line, say, visible, write, write_json
-from ojak.cli.words import AcceptLicense, Json, place
-from ojak.errors import InputRefused
+from ojak.cli.words import AcceptLicense, Engine, Json, Url, place
+from ojak.errors import InputRefused, UsageError
 
 if TYPE_CHECKING:
+    from ojak.engines.open import EngineSpec
     from ojak.judge.calibrate import Sample
     from ojak.judge.kept import Calibration, Estimate
 
@@ -29,11 +30,15 @@ def group() -> None:
 
 @app.command("calibrate")
 def calibrate(
-    model: Annotated[str, typer.Option(metavar="NAME|PATH", help="The model: a known name, or its file or folder.")],
-    engine: Annotated[
-        Literal["native", "endpoint", "ray", "scripted"], typer.Option(help="What runs the model.")
-    ] = "native",
-    url: Annotated[str | None, typer.Option(metavar="URL", help="The address of an endpoint.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="The model: a known name, or its file or folder.")
+    ] = None,
+    reward_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="Instead, a reward model: a classification head with one output."),
+    ] = None,
+    engine: Engine = "native",
+    url: Url = None,
     rows: Annotated[int, typer.Option(min=10, help="Good rows to plant; each gives up to seven bad ones.")] = 60,
     seed: Annotated[int, typer.Option(help="The same seed plants the same rows.")] = 0,
     data: Annotated[
@@ -44,11 +49,12 @@ def calibrate(
         Path | None,
         typer.Option(
             parser=place, metavar="DIR", envvar="OJAK_PUBLISHED",
-            help="The evaluation set of chapter 7 with its published scores, to compare with.",
+            help="Published scores to compare with, and their answers (docs/judge.md).",
         ),
     ] = None,
     reason_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Tokens of reasoning before a label; 0 for none.")
+        int | None,
+        typer.Option(min=0, help="Tokens of reasoning before a label; `ojak curate` goes by the default alone."),
     ] = None,
     accept_license: AcceptLicense = None,
     as_json: Json = False,
@@ -57,28 +63,73 @@ def calibrate(
 
     The bad rows are made by rules: answers exchanged, cut, in another language, off the topic, contradicting, copied
     from the request, padded. What comes out is kept: `ojak curate` lets a model drop rows only if its AUROC is 0.70 or
-    more, with 95 % of certainty above 0.60.
+    more, with 95 % of certainty above 0.60. A reward model is measured on the same rows. Interrupted, the same command
+    goes on after the last answer.
 
     Example: ojak judge calibrate --model smollm2-135m-instruct
     """
-    from ojak.engines.open import EngineSpec, open_engine
-    from ojak.judge.calibrate import calibrate as measure
-    from ojak.judge.kept import keep_calibration
-    from ojak.judge.published import read_published
+    from ojak.engines.open import EngineSpec
 
-    samples = _samples(data) if data else None
-    known = read_published(published) if published else None
-    spec = EngineSpec(model=model, engine=engine, url=url, accept_license=tuple(accept_license or ()))
-    found = measure(
-        open_engine(spec, notify=say), samples, rows=rows, seed=seed, source=str(data or "bundled"),
-        published=known, reason_tokens=reason_tokens, notify=say,
-    )  # fmt: skip
-    kept = keep_calibration(found)
+    if (model is None) == (reward_model is None):
+        raise UsageError("one model is measured at a time", fix="give --model or --reward-model")
+    if reward_model is not None and (engine != "native" or url is not None or reason_tokens is not None):
+        raise UsageError(
+            "a reward model is run by transformers, and asked nothing",
+            fix="leave out --engine, --url and --reason-tokens",
+        )
+    settings = _settings(data, published, rows, seed)
+    if model is not None:
+        spec = EngineSpec(model=model, engine=engine, url=url, accept_license=tuple(accept_license or ()))
+        found, kept = _judge(spec, reason_tokens, settings)
+    else:
+        found, kept = _reward(str(reward_model), settings)
     if as_json:
         write_json({**found.to_dict(), "path": str(kept)})
         return
     _show(found)
     write(kept)
+
+
+def _settings(data: Path | None, published: Path | None, rows: int, seed: int) -> dict[str, Any]:
+    """What a judge and a reward model are measured with alike."""
+    from ojak.judge.published import read_published
+
+    return {
+        "samples": _samples(data) if data else None,
+        "rows": rows,
+        "seed": seed,
+        "source": data.name if data else "bundled",
+        "published": read_published(published) if published else None,
+        "notify": say,
+    }
+
+
+def _judge(spec: EngineSpec, reason_tokens: int | None, settings: dict[str, Any]) -> tuple[Calibration, Path]:
+    """A judge's calibration, and where it is kept."""
+    from ojak.cli.progress import Progress
+    from ojak.engines.open import open_engine
+    from ojak.judge.calibrate import calibrate_and_keep
+
+    with Progress() as progress:
+        found = calibrate_and_keep(
+            open_engine(spec, notify=say), reason_tokens=reason_tokens, progress=progress, **settings
+        )
+    if reason_tokens is not None:
+        say(
+            "`ojak curate` asks without --reason-tokens, and does not go by this calibration",
+            "yellow",
+            "note: ",
+        )
+    return found
+
+
+def _reward(name: str, settings: dict[str, Any]) -> tuple[Calibration, Path]:
+    from ojak.judge.calibrate_reward import calibrate_reward
+    from ojak.judge.kept import keep_calibration
+    from ojak.judge.reward import RewardModel
+
+    found = calibrate_reward(RewardModel(name), **settings)
+    return found, keep_calibration(found)
 
 
 def _samples(data: Path) -> list[Sample]:
@@ -97,15 +148,26 @@ def _show(found: Calibration) -> None:
     """Tables to stdout: what each score tells apart, then everything else that bears on trust."""
     from rich.console import Console
 
+    from ojak.judge.kept import LEAST_AUROC, LEAST_LOW
+
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False, width=TABLE_WIDTH)
     console.print(_areas(found))
     console.print(_facts(found))
     name = one_line(found.identity.get("model", "the model"))
-    verdict = "may filter" if found.usable else "may tag, but not filter (unless --trust-anyway)"
-    write(
-        f"{name} as judge {verdict}: AUROC {estimate(found.overall)}, needed: 0.70, and above 0.60 at the low end"
-    )
-    sys.stdout.flush()  # fmt: skip
+    needed = f"needed: {LEAST_AUROC:.2f}, and above {LEAST_LOW:.2f} at the low end"
+    for score, overall, usable in _verdicts(found):
+        verdict = "may filter" if usable else "may tag, but not filter (unless --trust-anyway)"
+        write(f"{name} as {score} {verdict}: AUROC {estimate(overall)}, {needed}")
+
+
+def _verdicts(found: Calibration) -> Iterator[tuple[str, Estimate, bool]]:
+    """What rules may go by: a judge's grade; a reward, and the difference of two rewards."""
+    if found.score != "reward":
+        yield "judge", found.overall, found.usable
+        return
+    yield "reward", found.overall, found.usable
+    difference = found.measures["reward_difference"]
+    yield "reward_difference", difference["overall"], difference["usable"]
 
 
 def _areas(found: Calibration) -> Any:
@@ -113,8 +175,9 @@ def _areas(found: Calibration) -> Any:
     from rich.table import Table
 
     others = {name: each["auroc"] for name, each in found.measures.items()}
-    columns: dict[str, dict[str, Any]] = {"judge": {**found.auroc}, **others}
-    means = {"judge": found.overall, **{name: each["overall"] for name, each in found.measures.items()}}
+    first = next(_verdicts(found))[0]
+    columns: dict[str, dict[str, Any]] = {first: {**found.auroc}, **others}
+    means = {first: found.overall, **{name: each["overall"] for name, each in found.measures.items()}}
     table = Table(title="AUROC: good rows above planted bad ones (95 %)", box=SIMPLE)
     for heading in ("corruption", "rows", *columns):
         table.add_column(heading, no_wrap=True)
@@ -146,7 +209,8 @@ def _lines(found: Calibration) -> Iterator[tuple[str, Estimate, str]]:
     for name, value in found.position.items():
         yield name, value, meanings.get(name, "")
     yield "length bias", found.length_bias, "rank correlation of score and length, good rows"
-    yield "agreement with itself", found.agreement, "rank correlation of two wordings"
+    if found.score != "reward":
+        yield "agreement with itself", found.agreement, "rank correlation of two wordings"
     for ours, others in found.correlation.items():
         for theirs, values in others.items():
             yield f"{ours} and {theirs}", values["pearson"], "Pearson"

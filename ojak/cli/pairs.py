@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ojak.cli.terminal import say, write, write_json
-from ojak.cli.words import AcceptLicense, Json, place
+from ojak.cli.words import AcceptLicense, Engine, Json, Url, place
 
 
 def pairs(
@@ -29,6 +29,8 @@ def pairs(
     model: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="Who scores; by default the model that answered.")
     ] = None,
+    engine: Engine = "native",
+    url: Url = None,
     trust_anyway: Annotated[
         bool, typer.Option("--trust-anyway", help="Let a judge decide that did not pass a calibration.")
     ] = False,
@@ -37,25 +39,28 @@ def pairs(
 ) -> None:  # fmt: skip
     """Make preference pairs from rows with several answers to each instruction.
 
-    The best answer by a score against a worse one. Ties and answers that say the same make none.
+    The best answer by a score against a worse one. Ties and answers that say the same make none. Interrupted,
+    the same command goes on with the scores that are there. Prints the folder, or with --json the counts of
+    instructions: rows = accepted + rejected.
 
     Example: ojak pairs my-data --out my-pairs --rejected quantile --length-ratio 1.5
     """
+    from ojak.cli.progress import Progress, top_reasons
     from ojak.cli.work import made_of
-    from ojak.curate.pairs import PairsConfig, make_pairs
+    from ojak.curate.pairs import PairsConfig, make_pairs, summary
 
     config = made_of(
         PairsConfig, "pairs", by=by, margin=margin, rejected=rejected, quantile=quantile, length_ratio=length_ratio,
-        model=model, trust_anyway=trust_anyway, accept_license=tuple(accept_license or ()),
+        model=model, engine=engine, url=url, trust_anyway=trust_anyway, accept_license=tuple(accept_license or ()),
     )  # fmt: skip
-    artifact = make_pairs(folder, out, config, notify=say)
-    counts = artifact.counts
+    with Progress() as progress:
+        facts = summary(make_pairs(folder, out, config, notify=say, progress=progress))
     if as_json:
-        write_json({**counts, "out": str(out)})
+        write_json(facts)
         return
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejected"].items())
+    reasons = top_reasons(facts["rejected"])
     say(
-        f"{counts['accepted']:,} pairs from {counts['rows']:,} instructions"
+        f"{facts['accepted']:,} pairs from {facts['rows']:,} instructions"
         + (f"; none for: {reasons}" if reasons else "")
     )
     write(out)

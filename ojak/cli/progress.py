@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 5.0
 DRAW_EVERY_S = 0.2
 TOP_REASONS = 5
-READING = "annotating"  # a phase in which rows are looked at, none written or judged yet
 
 
 class Progress:
@@ -66,13 +65,17 @@ class Progress:
 
 def line(state: State) -> str:
     """The state on one line."""
-    parts = [one_line(state.phase), f"{state.rows_done:,}/{state.rows_total:,} rows"]
-    if state.phase != READING:
+    parts = [one_line(state.phase), _done(state)]
+    if not state.reads:
         parts += [f"{state.completion_tokens:,} tokens", f"{state.tokens_per_s:,.0f} tok/s"]
         parts += [f"accepted {state.accepted:,} ({_rate(state)})"]
     parts += [f"ETA {clock(state.eta_s)}"]
     reasons = top_reasons(state.rejected)
     return "  ".join([*parts, *([f"rejected: {reasons}"] if reasons else [])])
+
+
+def _done(state: State) -> str:
+    return f"{state.rows_done:,}/{state.rows_total:,} {state.unit}"
 
 
 def _rate(state: State) -> str:
@@ -102,14 +105,14 @@ def _panel(state: State) -> Group:
     from rich.text import Text
 
     top = Table.grid(padding=(0, 1))
-    done = f"{state.rows_done:,}/{state.rows_total:,} rows"
     bar = ProgressBar(total=max(state.rows_total, 1), completed=state.rows_done, width=40)
-    top.add_row(Text(one_line(state.phase, 40), "bold"), bar, Text(done), Text(f"ETA {clock(state.eta_s)}"))
+    eta = Text(f"ETA {clock(state.eta_s)}")
+    top.add_row(Text(one_line(state.phase, 40), "bold"), bar, Text(_done(state)), eta)
+    if state.reads:
+        return Group(top)
     numbers = Text(
         f"{state.completion_tokens:,} tokens   {state.tokens_per_s:,.0f} tok/s   "
         f"accepted {state.accepted:,} ({_rate(state)})"
     )
-    if state.phase == READING:
-        return Group(top)
     reasons = top_reasons(state.rejected)
     return Group(top, numbers, *([Text(f"rejected: {reasons}", "dim")] if reasons else []))

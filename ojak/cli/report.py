@@ -68,7 +68,7 @@ def compare(
         Path, typer.Option(parser=place, metavar="PAGE", help="The new page, such as compare.html.")
     ],
     cosine: Annotated[
-        float, typer.Option(min=0, max=1, help="Instructions this near to each other cover each other.")
+        float, typer.Option(min=0, max=1, help="The least cosine at which one instruction covers another.")
     ] = 0.5,
     projection: Annotated[
         Literal["auto", "pca", "tsne"], typer.Option(help="How the map is made; t-SNE needs scikit-learn.")

@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ojak.cli.terminal import say, write, write_json
-from ojak.cli.words import AcceptLicense, Json, place
+from ojak.cli.words import (
+    AcceptLicense,
+    DryRun,
+    Engine,
+    Json,
+    KeyEnv,
+    RayAddress,
+    RetryFailed,
+    Tokenizer,
+    Url,
+    Workers,
+    place,
+)
 
 app = typer.Typer(help="Make conversations from an aligned model.", no_args_is_help=True)
 
@@ -51,29 +63,15 @@ def magpie(
     resume: Annotated[
         Literal["if_possible", "always", "never"], typer.Option(help="What to do with a run in DIR.")
     ] = "if_possible",
-    engine: Annotated[
-        Literal["native", "endpoint", "ray", "scripted"],
-        typer.Option(help="What runs the model: ojak itself, or a server (docs/engines.md)."),
-    ] = "native",
-    url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server of --engine endpoint; --model is the name it serves.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|PATH", help="Template and tokenizer of the server's model, if not told by it."),
-    ] = None,
-    key_env: Annotated[
-        str | None, typer.Option(metavar="VARIABLE", help="Where the server's key is; default: OJAK_ENDPOINT_KEY.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of --engine ray, each with the model (docs/ray.md).")
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT|auto", help="The Ray cluster; default: one on this machine.")
-    ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask rows again that failed for good.")] = False,
+    engine: Engine = "native",
+    url: Url = None,
+    tokenizer: Tokenizer = None,
+    key_env: KeyEnv = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    retry_failed: RetryFailed = False,
     accept_license: AcceptLicense = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Sample instructions from a model's own chat template, and its answers to them (Magpie, arXiv
@@ -121,7 +119,15 @@ def personas(
     resume: Annotated[
         Literal["if_possible", "always", "never"], typer.Option(help="What to do with a run in DIR.")
     ] = "if_possible",
+    engine: Engine = "native",
+    url: Url = None,
+    tokenizer: Tokenizer = None,
+    key_env: KeyEnv = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    retry_failed: RetryFailed = False,
     accept_license: AcceptLicense = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make personas: who would write or read a text, and who is close to them (Persona Hub, arXiv
@@ -136,8 +142,12 @@ def personas(
     config = personas_config(
         model=model, source=source, out=out, texts=texts, rounds=rounds, relatives=relatives, seed=seed,
         temperature=temperature, max_tokens=max_tokens, limit_tokens=limit_tokens, limit_minutes=limit_minutes,
-        resume=resume, accept_license=tuple(accept_license or ()),
+        resume=resume, engine=engine, url=url, tokenizer=tokenizer, key_env=key_env, workers=workers,
+        ray_address=ray_address, retry_failed=retry_failed, accept_license=tuple(accept_license or ()),
     )  # fmt: skip
+    if dry_run:
+        _show_plan(config, as_json)
+        return
     _end(run_personas(config), out, as_json)
 
 
@@ -152,9 +162,9 @@ def _end(result: Any, out: Path, as_json: bool) -> None:
 
 
 def _show_plan(config: Any, as_json: bool) -> None:
-    from ojak.cli.work import magpie_plan
+    from ojak.cli.work import run_plan
 
-    plan = magpie_plan(config)
+    plan = run_plan(config)
     if as_json:
         write_json(plan.to_dict())
     else:

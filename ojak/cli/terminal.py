@@ -25,7 +25,7 @@ def visible(text: object) -> str:
 
     Line ends and tabs stay.
     """
-    from ojak.report.text import plain
+    from ojak._visible import plain
 
     return plain(text, keep="")
 
@@ -43,6 +43,22 @@ def _put(line: str) -> None:
 def write(text: object) -> None:
     """A line of data to stdout."""
     _put(visible(text))
+    sys.stdout.flush()
+
+
+def write_styled(parts: Iterable[tuple[str, str]]) -> None:
+    """A line of data to stdout from pieces (text, style); plain where stdout has no colours."""
+    from rich.console import Console
+    from rich.text import Text
+
+    pieces = [(visible(text), style) for text, style in parts]
+    out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    out.print(Text.assemble(*pieces))
+
+
+def write_part(text: object) -> None:
+    """A piece of data to stdout, at once; the line goes on after it."""
+    sys.stdout.write(visible(text))
     sys.stdout.flush()
 
 

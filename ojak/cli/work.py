@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ojak.cli.exits import by_ctrl_c
+from ojak.cli.exits import stopped_by
 from ojak.cli.progress import Progress, top_reasons
 from ojak.cli.terminal import say
 from ojak.errors import PartialResult, Stopped, UsageError
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from ojak._recipe_run import Done, Step
     from ojak._settings import Settings
     from ojak.artifact import Artifact
-    from ojak.synthesize.config import MagpieConfig
-    from ojak.synthesize.personas import PersonasConfig
+    from ojak.synthesize.config import MagpieConfig, PersonasConfig
     from ojak.synthesize.plan import Plan
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
@@ -52,7 +51,7 @@ class Result:
             )
         if failed := self.facts.get("failed"):
             raise PartialResult(
-                f"{failed:,} row{'s' * (failed > 1)} failed for good; {self.facts['accepted']:,} pairs are kept",
+                f"{failed:,} row{'s' * (failed > 1)} failed for good; {self.facts['accepted']:,} {self.made} are kept",
                 why="the endpoint gave no usable answer to them; the ledger has the reasons",
                 fix="run the same command again with --retry-failed",
             )
@@ -81,12 +80,12 @@ def magpie_config(**flags: Any) -> MagpieConfig:
 
 def personas_config(**flags: Any) -> PersonasConfig:
     """The settings of a run of personas; raises UsageError that names the flag."""
-    from ojak.synthesize.personas import PersonasConfig
+    from ojak.synthesize.config import PersonasConfig
 
     return made_of(PersonasConfig, "synthesize personas", **flags)
 
 
-def magpie_plan(config: MagpieConfig) -> Plan:
+def run_plan(config: MagpieConfig | PersonasConfig) -> Plan:
     """What the run would do and cost."""
     from ojak.synthesize.plan import plan
 
@@ -119,8 +118,8 @@ def _run(config: Any, synthesize: Callable[..., Artifact], made: str) -> Result:
     return Result({**summary(artifact), "stopped": artifact.stats.get("stopped")}, made=made)
 
 
-def _stopped(error: BaseException) -> Stopped:
-    return error if isinstance(error, Stopped) else by_ctrl_c()
+def _stopped(error: Stopped | KeyboardInterrupt) -> Stopped:
+    return error if isinstance(error, Stopped) else stopped_by(error)
 
 
 @dataclass(frozen=True, slots=True)
