@@ -17,10 +17,10 @@ from typing import Any
 
 import harness
 import planted
+from ojak._interval import wilson
 from ojak.rules.contamination import Contamination
 from ojak.rules.privacy import find_personal_data
 from ojak.rules.secrets import find_secrets
-from ojak.similarity.approximate import wilson
 from ojak.similarity.minhash import near_duplicates
 
 TUNED_ON = 1

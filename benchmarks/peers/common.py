@@ -50,6 +50,12 @@ def hf_dir() -> pathlib.Path:
     return _cached(CACHE / "smollm2-135m-instruct-bf16", "hf")
 
 
+def litgpt_dir() -> pathlib.Path:
+    """The same folder as LitGPT's checkpoint."""
+    hf_dir()
+    return _cached(CACHE / "smollm2-135m-instruct-litgpt", "litgpt")
+
+
 def _cached(target: pathlib.Path, kind: str) -> pathlib.Path:
     """Converts once, in a process of its own, so that the conversion's memory is not in the peer's peak."""
     if not target.exists():

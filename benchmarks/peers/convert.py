@@ -1,4 +1,4 @@
-"""Writes the shipped Q4_1 model in another format: `convert.py hf|f32|f16|bf16|q8_0 TARGET`."""
+"""Writes the shipped Q4_1 model in another format: `convert.py hf|litgpt|f32|f16|bf16|q8_0 TARGET`."""
 
 import pathlib
 import sys
@@ -48,12 +48,25 @@ def convert_hf(target: pathlib.Path) -> None:
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
 
 
+def convert_litgpt(target: pathlib.Path) -> None:
+    """LitGPT's checkpoint, from the Hugging Face folder."""
+    import shutil
+
+    from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
+
+    shutil.copytree(common.hf_dir(), target, dirs_exist_ok=True)
+    convert_hf_checkpoint(target, model_name="SmolLM2-135M-Instruct")
+    (target / "model.safetensors").unlink()
+
+
 def main(kind: str, target: pathlib.Path) -> None:
     part = target.with_name(
         target.name + ".part"
     )  # renamed when whole: a conversion cut short leaves no target
     if kind == "hf":
         convert_hf(part)
+    elif kind == "litgpt":
+        convert_litgpt(part)
     else:
         convert_gguf(kind, part)
     part.rename(target)

