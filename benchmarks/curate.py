@@ -41,10 +41,6 @@ QUICK = {"rows": 2_000, "index": 20_000, "scale": (1_000, 5_000), "pairs": (1_00
 Line = dict[str, Any]
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class Benchmark:
     """One invocation. A section is the method of its name; what failed is kept for the exit code."""
 
@@ -65,10 +61,10 @@ class Benchmark:
             line = harness.json_object(done.stdout)
         except harness.RunFailed as error:
             self.failures.append(f"{name}: {error}")
-            say(f"  {name}: FAILED")
+            harness.say(f"  {name}: FAILED")
             return None
         if "seconds" in line:
-            say(
+            harness.say(
                 f"  {name}: {line['rows']} rows, {line['seconds']:.1f} s, {line['peak_rss_bytes'] / 2**20:.0f} MiB"
             )
         return line
@@ -84,7 +80,7 @@ class Benchmark:
     def in_turn(self, contenders: dict[str, Callable[[], Line | None]]) -> dict[str, list[Line]]:
         runs: dict[str, list[Line]] = {name: [] for name in contenders}
         for turn in range(self.repeats):
-            say(f"round {turn + 1} of {self.repeats}")
+            harness.say(f"round {turn + 1} of {self.repeats}")
             for name, run in contenders.items():
                 if (line := run()) is not None:
                     runs[name].append(line)
@@ -100,7 +96,7 @@ class Benchmark:
                     name, path, str(self.args.threads), python=str(PEERS), script="peers/dedup.py"
                 )
         else:
-            say(f"no peers: {PEERS} is not there; see benchmarks/peers/setup.sh dedup")
+            harness.say(f"no peers: {PEERS} is not there; see benchmarks/peers/setup.sh dedup")
         return compared(self.in_turn(contenders))
 
     def neighbors(self) -> Line:
@@ -197,14 +193,14 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         benchmark = Benchmark(args, pathlib.Path(scratch))
         for name in chosen:
-            say(name)
+            harness.say(name)
             sections[name] = getattr(benchmark, name)()
             if not args.quick:  # kept after every section: a benchmark cut short keeps what it has
                 path = harness.RESULTS / f"curate-{day:%Y-%m-%d}.json"
                 harness.update_results(path, {"machine": harness.machine(), name: sections[name]})
     print(tables(sections))
     for failure in benchmark.failures:
-        say(failure)
+        harness.say(failure)
     return 1 if benchmark.failures else 0
 
 

@@ -50,10 +50,6 @@ pick: {{by: longest, number: 1, of: 2}}
 Line = dict[str, Any]
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def texts(count: int, tests: list[str]) -> Iterator[str]:
     """Instruction and answer of each row, with a line end between them."""
     rng = random.Random(SEED)
@@ -143,9 +139,9 @@ def main(arguments: Sequence[str]) -> int:
                 lines.append(measured(pathlib.Path(folder), count, args.threads))
             except harness.RunFailed as error:
                 failed = True
-                say(f"{count:,} rows: {error}")
+                harness.say(f"{count:,} rows: {error}")
                 continue
-        say(table(lines[-1:]))
+        harness.say(table(lines[-1:]))
         if not args.quick:  # kept after every size: a benchmark cut short keeps what it has
             path = harness.RESULTS / f"curate-scale-{datetime.now(UTC):%Y-%m-%d}.json"
             harness.update_results(path, {f"{count} rows": {**lines[-1], "machine": harness.machine()}})

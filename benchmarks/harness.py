@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,6 +32,11 @@ class Finished:
     stdout: str
     wall_s: float
     peak_rss_bytes: int
+
+
+def say(text: str) -> None:
+    """Talk to stderr; results go to stdout."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, limit_s: float = 3600.0) -> Finished:

@@ -32,10 +32,6 @@ Line = dict[str, Any]
 Runs = dict[str, list[Line | None]]  # by contender, one a round; None: that run failed
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class Benchmark:
     """One invocation: what was asked, where it is kept, what failed. A section is the method of its name."""
 
@@ -70,20 +66,22 @@ class Benchmark:
                 line = self.job.run_peer(self.field[name].arguments, rows, seed)
         except harness.RunFailed as error:
             self.failures.append(f"{name}: {error}")
-            say(f"  {name}: FAILED")
+            harness.say(f"  {name}: FAILED")
             return None
-        say(f"  {name}: {line['rows']} rows, {line['seconds']:.1f} s, {line['tokens_per_s']:.0f} tokens/s")
+        harness.say(
+            f"  {name}: {line['rows']} rows, {line['seconds']:.1f} s, {line['tokens_per_s']:.0f} tokens/s"
+        )
         return line
 
     def comparison(self) -> Line:
         """The contenders in turn. Kept after every round, so that a benchmark cut short keeps what it has."""
-        say("warm-up, thrown away")
+        harness.say("warm-up, thrown away")
         for name, contender in self.field.items():
             self.once(name, min(WARMUP_ROWS, self.rows(contender)), seed=10_000)
         runs: Runs = {name: [] for name in self.field}
         section: Line = {}
         for turn in range(self.args.repeats):
-            say(f"round {turn + 1} of {self.args.repeats}")
+            harness.say(f"round {turn + 1} of {self.args.repeats}")
             for name, contender in self.field.items():
                 runs[name].append(self.once(name, self.rows(contender), seed=turn))
             section = {**summary(runs, self.field), "complete": turn + 1 == self.args.repeats}
@@ -297,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     harness.keep_to_cores(args.threads)
     bench = Benchmark(args, make_job(args))
     if bench.machine["load_1m"] > IDLE_LOAD:
-        say(f"other work runs here (load {bench.machine['load_1m']}): the figures will mean little")
+        harness.say(f"other work runs here (load {bench.machine['load_1m']}): the figures will mean little")
     wanted = sections_wanted(args)
     if OJAK in bench.field or set(wanted) & {"scaling", "ledger", "first_token"}:
         try:
@@ -305,15 +303,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except harness.RunFailed as error:
             sys.exit(f"synthesis: {error}")
     for name in wanted:
-        say(name)
+        harness.say(name)
         section = getattr(bench, name)()
         bench.keep({bench.comparison_name if name == "comparison" else name: section})
     text = markdown(bench)
     bench.path().with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
-    say(f"written: {bench.path()} and .md")
+    harness.say(f"written: {bench.path()} and .md")
     for failure in bench.failures:
-        say(f"failed: {failure}")
+        harness.say(f"failed: {failure}")
     return 1 if bench.failures else 0
 
 

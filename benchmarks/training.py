@@ -34,10 +34,6 @@ LAYER_PARAMETERS, HEAD_PARAMETERS = 106_168_320, 28_311_552  # SmolLM2-135M's ma
 Line = dict[str, Any]
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class Benchmark:
     """One invocation: what was asked, what failed, where it is kept."""
 
@@ -56,22 +52,22 @@ class Benchmark:
             line = replace(self.job, rows=rows).run(name, seed, save)
         except harness.RunFailed as error:
             self.failures.append(f"{name}: {error}")
-            say(f"  {name}: FAILED")
+            harness.say(f"  {name}: FAILED")
             return None
-        say(
+        harness.say(
             f"  {name}: {line['tokens']} tokens, {line['seconds']:.1f} s, {line['tokens_per_s']:.0f} tokens/s"
         )
         return line
 
     def speed(self) -> Line:
         """The contenders in turn; kept after every round, so that a benchmark cut short keeps what it has."""
-        say("warm-up, thrown away")
+        harness.say("warm-up, thrown away")
         for name in self.field:
             self.once(name, 10_000, WARMUP_ROWS)
         runs: dict[str, list[Line | None]] = {name: [] for name in self.field}
         section: Line = {}
         for turn in range(self.args.repeats):
-            say(f"round {turn + 1} of {self.args.repeats}")
+            harness.say(f"round {turn + 1} of {self.args.repeats}")
             for name in self.field:
                 runs[name].append(self.once(name, turn, self.job.rows))
             section = summary(runs, self.args.malloc)
@@ -254,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     bench = Benchmark(args, job)
     if bench.machine["load_1m"] > IDLE_LOAD:
-        say(f"other work runs here (load {bench.machine['load_1m']}): the figures will mean little")
+        harness.say(f"other work runs here (load {bench.machine['load_1m']}): the figures will mean little")
     try:
         bench.prepare()
     except harness.RunFailed as error:
@@ -267,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.path().with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     for failure in bench.failures:
-        say(f"failed: {failure}")
+        harness.say(f"failed: {failure}")
     return 1 if bench.failures else 0
 
 

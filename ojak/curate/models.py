@@ -55,26 +55,21 @@ class Models:
         """Who says whether a row is safe; None if nobody was named."""
         name, url = self.config.guard, self.config.guard_url
         if self.guard_engine is None and name is not None:
-            spec = EngineSpec(
-                model=name,
-                engine="endpoint" if url else "native",
-                url=url,
-                accept_license=self.accept_license,
-            )
-            self.guard_engine = open_engine(spec, notify=self.notify)
+            self.guard_engine = self._opened(name, url)
         return self.guard_engine
 
     def base(self) -> BaseAnswers | None:
         """Who answers beside the model that made the rows; None if nobody was named."""
         name, url = self.config.reward_base, self.config.reward_base_url
         if self.base_engine is None and name is not None:
-            spec = EngineSpec(
-                model=name,
-                engine="endpoint" if url else "native",
-                url=url,
-                accept_license=self.accept_license,
-            )
-            self.base_engine = open_engine(spec, chat=False, notify=self.notify)
+            self.base_engine = self._opened(name, url, chat=False)
         if self.base_engine is None:
             return None
         return BaseAnswers(self.base_engine, self.out / ANSWERS, self.config.reward_base_tokens)
+
+    def _opened(self, name: str, url: str | None, *, chat: bool = True) -> Engine:
+        """A model that answers beside the judge: by the server at `url`, or in this process."""
+        spec = EngineSpec(
+            model=name, engine="endpoint" if url else "native", url=url, accept_license=self.accept_license
+        )
+        return open_engine(spec, chat=chat, notify=self.notify)

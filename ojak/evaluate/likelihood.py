@@ -55,8 +55,8 @@ class Likelihood:
         if not self.rows:
             return {"rows": 0, "skipped": self.skipped}
         nats, tokens, size = (np.asarray(x, dtype=np.float64) for x in (self.nats, self.tokens, self.bytes))
-        loss = ratio_interval(nats, tokens, seed)
-        bits = [x / math.log(2) for x in ratio_interval(nats, size, seed)]
+        loss = ratio_interval(nats, tokens, np.random.default_rng(seed))
+        bits = [x / math.log(2) for x in ratio_interval(nats, size, np.random.default_rng(seed))]
         return {
             "rows": len(self.rows),
             "tokens": int(tokens.sum()),
@@ -173,11 +173,12 @@ def _windows(row: Encoded, width: int) -> Iterator[Piece]:
 Floats = NDArray[np.float64]
 
 
-def ratio_interval(above: Floats, below: Floats, seed: int) -> list[float]:
+def ratio_interval(
+    above: Floats, below: Floats, random: np.random.Generator, samples: int = SAMPLES
+) -> list[float]:
     """sum(above) / sum(below), and 95 % of a bootstrap over rows: [value, low, high]."""
-    random = np.random.default_rng(seed)
     ratios = []
-    for _ in range(SAMPLES):
+    for _ in range(samples):
         drawn = random.integers(len(above), size=len(above))
         ratios.append(above[drawn].sum() / below[drawn].sum())
     low, high = np.quantile(ratios, [0.025, 0.975])

@@ -22,7 +22,7 @@ from ojak.evaluate import answers as answering
 from ojak.evaluate import instructions as checking
 from ojak.evaluate.answers import Answer, Question
 from ojak.evaluate.config import EvaluateConfig
-from ojak.evaluate.likelihood import Likelihood, likelihood
+from ojak.evaluate.likelihood import Likelihood, likelihood, ratio_interval
 from ojak.formats import load
 from ojak.judge import Judge, load_calibration
 from ojak.model.load import Model, load_model, read_source
@@ -61,11 +61,11 @@ def evaluate_model(
     records = _records(config)
     keep = Keep(Path(out) if out is not None else None)
     with keep:
-        _check_others(config, notify)
-        found = _measure(config, config.model, records, keep, notify, progress)
+        judge = _others(config, notify)
+        found = _measure(config, config.model, records, keep, judge, notify, progress)
         result: dict[str, Any] = {"model": found.model, "identity": found.identity, **found.summary}
         if config.against:
-            other = _measure(config, config.against, records, keep, notify, progress)
+            other = _measure(config, config.against, records, keep, judge, notify, progress)
             result["against"] = {"model": other.model, "identity": other.identity, **other.summary}
             result["difference"] = differences(found, other, config.seed)
         if keep.folder is not None:
@@ -73,12 +73,13 @@ def evaluate_model(
     return result
 
 
-def _check_others(config: EvaluateConfig, notify: Callable[[str], None]) -> None:
-    """What a second model or a judge is refused for, told before the first model's work rather than after it."""
+def _others(config: EvaluateConfig, notify: Callable[[str], None]) -> Engine | None:
+    """The judge, if there are answers to grade. What it or a second model is refused for is told before any work."""
     if config.against:
         read_source(config.against, accept_license=config.accept_license, notify=notify)
-    if config.judge and not config.trust_anyway and {"answers", "instructions"} & set(config.measures):
-        _fit_judge(config, notify)
+    if config.judge and {"answers", "instructions"} & set(config.measures):
+        return _fit_judge(config, notify)
+    return None
 
 
 class Keep(contextlib.ExitStack):
@@ -133,6 +134,7 @@ def _measure(
     name: str,
     records: Sequence[AnyRecord],
     keep: Keep,
+    judge: Engine | None,
     notify: Callable[[str], None],
     progress: Listener | None,
 ) -> Measured:
@@ -151,8 +153,8 @@ def _measure(
     questions = _questions(config, records)
     if questions:
         _write(found, engine, questions, config, keep, progress)
-        if config.judge:
-            _grade(found, config, notify)
+        if judge is not None:
+            _grade(found, judge)
         _summarize(found, config)
     return found
 
@@ -204,9 +206,8 @@ def _fit_judge(config: EvaluateConfig, notify: Callable[[str], None]) -> Engine:
     return judge
 
 
-def _grade(found: Measured, config: EvaluateConfig, notify: Callable[[str], None]) -> None:
-    """A judge's grade for each answer that has a reference row."""
-    judge = _fit_judge(config, notify)
+def _grade(found: Measured, judge: Engine) -> None:
+    """The judge's grade for each answer."""
     graded = Judge(judge).judge(conversation(each) for each in found.answers)
     found.answers = [
         answer if grade is None else replace(answer, scores={**answer.scores, "judge_score": round(grade, 3)})
@@ -238,10 +239,7 @@ def differences(found: Measured, other: Measured, seed: int) -> dict[str, list[f
     for name, (left, right, weight) in _paired(found, other).items():
         a, b, w = (np.asarray(x, dtype=np.float64) for x in (left, right, weight))
         if len(a):
-            drawn = [random.integers(len(a), size=len(a)) for _ in range(SAMPLES)]
-            means = [float((a[i] - b[i]).sum() / w[i].sum()) for i in drawn]
-            low, high = np.quantile(means, [0.025, 0.975])
-            result[name] = [float((a - b).sum() / w.sum()), float(low), float(high)]
+            result[name] = ratio_interval(a - b, w, random, SAMPLES)
     return result
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from reading import Stops
 
 from ojak.artifact import Artifact
 from ojak.curate.config import CurateConfig
 from ojak.curate.run import curate_data
 from ojak.engines import remembering
-from ojak.engines.base import Scored
 from ojak.engines.scripted import ScriptedEngine
-from ojak.model.request import Completion, Request
 from ojak.records import to_row
 
 ROWS = 20
@@ -27,26 +25,12 @@ rules:
 """
 
 
-class Stopping(ScriptedEngine):
+class Stopping(Stops):
     """Ends with Ctrl-C after so many answers and windows; `done` counts them."""
 
     def __init__(self, most: int = 10**9) -> None:
         super().__init__()
-        self.most, self.done = most, 0
-
-    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
-        for completion in super().generate(requests, longest=longest):
-            self._count()
-            yield completion
-
-    def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
-        self._count()
-        return super().score(texts)
-
-    def _count(self) -> None:
-        if self.done == self.most:
-            raise KeyboardInterrupt
-        self.done += 1
+        self.most = most
 
 
 def curated(place: Path, out: str, engine: ScriptedEngine) -> Artifact:

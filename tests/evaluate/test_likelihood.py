@@ -119,7 +119,9 @@ def test_a_base_model_reads_documents_and_refuses_conversations() -> None:
 def test_the_interval_holds_the_ratio_and_is_a_point_for_equal_rows() -> None:
     import numpy as np
 
-    value, low, high = ratio_interval(np.array([1.0, 5.0, 3.0]), np.array([2.0, 2.0, 2.0]), 0)
+    value, low, high = ratio_interval(
+        np.array([1.0, 5.0, 3.0]), np.array([2.0, 2.0, 2.0]), np.random.default_rng(0)
+    )
     assert value == 1.5
     assert 0.5 <= low < 1.5 < high <= 2.5
-    assert ratio_interval(np.full(9, 2.0), np.full(9, 4.0), 0) == [0.5, 0.5, 0.5]
+    assert ratio_interval(np.full(9, 2.0), np.full(9, 4.0), np.random.default_rng(0)) == [0.5, 0.5, 0.5]

@@ -6,11 +6,12 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from full_disk import fail_at
 
 import ojak.errors
 from ojak import _files
@@ -164,29 +165,11 @@ def test_a_ledger_on_a_full_disk_keeps_what_it_said_it_had(small_disk: Path) -> 
     assert done > 20
 
 
-def _fail_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
-    """Let the `step`-th sync, rename or new folder find no room, and only that one."""
-    done: list[str] = []
-
-    def hooked(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            done.append(function.__name__)
-            if len(done) == step + 1:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return function(*args, **options)
-
-        return call
-
-    for name in ("replace", "rename", "link", "mkdir", "fsync"):
-        monkeypatch.setattr(os, name, hooked(getattr(os, name)))
-    return done
-
-
 def test_no_room_at_any_step_of_publish_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, harmed, steps = make(tmp_path, 5), 0, 0
     while True:
         with monkeypatch.context() as patch:
-            done = _fail_at(patch, steps)
+            done = fail_at(patch, steps)
             try:
                 before = make(tmp_path, 6, replace=True)
             except ResourceExhausted:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import fail_at
 from made_states import company, same, save, state
 
 from ojak.errors import ResourceExhausted
@@ -53,7 +52,7 @@ def test_no_room_at_any_step_of_a_save(tmp_path: Path, monkeypatch: pytest.Monke
         folder = tmp_path / str(step)
         save(folder, 1, 2)
         with monkeypatch.context() as patch:
-            done = _fail_at(patch, step)
+            done = fail_at(patch, step)
             try:
                 save_checkpoint(folder, state(3), company=company)
             except ResourceExhausted as error:
@@ -68,24 +67,6 @@ def test_no_room_at_any_step_of_a_save(tmp_path: Path, monkeypatch: pytest.Monke
             break
         step += 1
     assert failed > 8
-
-
-def _fail_at(patch: pytest.MonkeyPatch, step: int) -> list[str]:
-    """Let the `step`-th sync, rename or new folder find no room, and only that one."""
-    done: list[str] = []
-
-    def hooked(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            done.append(function.__name__)
-            if len(done) == step + 1:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return function(*args, **options)
-
-        return call
-
-    for name in ("rename", "mkdir", "fsync"):
-        patch.setattr(os, name, hooked(getattr(os, name)))
-    return done
 
 
 @pytest.fixture

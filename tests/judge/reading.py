@@ -10,6 +10,7 @@ from dataclasses import replace
 from ojak.engines.base import Scored
 from ojak.engines.scripted import ScriptedEngine
 from ojak.judge.prompts import QUESTIONS, Question, Row
+from ojak.model.request import Completion, Request
 
 MARK = re.compile(r"between lines that say (#[0-9a-f]{8})\.")
 Opinion = Callable[[Question, Row], float]  # from 0, the first label, to 1, the last one
@@ -72,3 +73,24 @@ def chance(*parts: str) -> float:
     """A number from 0 to 1 that depends on the texts alone."""
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+class Stops(ScriptedEngine):
+    """Before another scripted engine: ends it with Ctrl-C after `most` answers and windows; `done` counts them."""
+
+    most = 10**9
+    done = 0
+
+    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
+        for completion in super().generate(requests, longest=longest):
+            self._count()
+            yield completion
+
+    def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
+        self._count()
+        return super().score(texts)
+
+    def _count(self) -> None:
+        if self.done == self.most:
+            raise KeyboardInterrupt
+        self.done += 1

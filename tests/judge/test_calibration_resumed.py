@@ -4,49 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from reading import ReadingEngine, WritingEngine, chance
+from reading import ReadingEngine, Stops, WritingEngine, chance
 from typer.testing import CliRunner
 
 from ojak._progress import Progress
 from ojak.cli.app import app
 from ojak.engines import remembering
-from ojak.engines.base import Scored
 from ojak.engines.scripted import ScriptedEngine
 from ojak.judge.calibrate import calibrate_and_keep
 from ojak.judge.kept import Calibration, requests_path
 from ojak.judge.prompts import Question, Row
 from ojak.judge.work import Meter
-from ojak.model.request import Completion, Request
 
 
 def opinion(question: Question, row: Row) -> float:
     return chance(question.name, *row)
 
 
-class Stopping(ReadingEngine):
+class Stopping(Stops, ReadingEngine):
     """Ends with Ctrl-C when so many requests and windows are finished; `done` counts them."""
 
     def __init__(self, most: int = 10**9) -> None:
         super().__init__(opinion)
-        self.most, self.done = most, 0
-
-    def generate(self, requests: Iterator[Request | None], *, longest: int) -> Iterator[Completion]:
-        for completion in super().generate(requests, longest=longest):
-            self._count()
-            yield completion
-
-    def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
-        self._count()
-        return super().score(texts)
-
-    def _count(self) -> None:
-        if self.done == self.most:
-            raise KeyboardInterrupt
-        self.done += 1
+        self.most = most
 
 
 class Heard:
