@@ -19,7 +19,7 @@ from ojak.model.generate import KEPT_TOKENS, LADDER, Generator
 from ojak.model.load import Model
 from ojak.model.memory import available_bytes, keep_freed_memory, peak_rss_bytes
 from ojak.model.request import Completion, Prompt, Request, Sampling
-from ojak.model.score import score
+from ojak.model.score import score, score_greedy
 
 MOST_SLOTS = {"cpu": 256, "cuda": 512}
 MOST_LANES = 4
@@ -120,6 +120,11 @@ class NativeEngine:
         self._ready_weights()
         return score(self.model.decoder, map(self._ids, texts))
 
+    def score_greedy(self, texts: Iterable[Scored]) -> Iterator[tuple[tuple[float, bool], ...]]:
+        """`score`, and of each token whether greedy decoding would have written it."""
+        self._ready_weights()
+        return score_greedy(self.model.decoder, map(self._ids, texts))
+
     def _ready_weights(self) -> None:
         """Lays the weights out for fast products, if memory allows; once."""
         keep_freed_memory()
@@ -131,7 +136,7 @@ class NativeEngine:
         before = self._prompt_ids(prompt) if isinstance(prompt, str) else prompt
         after = tokenizer.encode(continuation) if isinstance(continuation, str) else continuation
         most = self.model.config.max_position_embeddings
-        if not before or len(before) + len(after) > most:
+        if not before or len(before) + len(after) > most + 1:  # the last one is looked up, not read
             raise UsageError(
                 f"a text of {len(before)} + {len(after)} tokens cannot be scored",
                 why=f"{self.model.name} reads 1 to {most} tokens, and at least one stands before the scored ones",

@@ -64,8 +64,9 @@ def find(
 ) -> Path:  # fmt: skip
     """The file (GGUF) or folder of a model, fetched if need be.
 
-    name_or_path: a path, a name of `known()`, or a hub name `org/name[/file.gguf][@revision]`. offline: None takes
-    `OJAK_OFFLINE`. notify is told, in a line, what is about to be downloaded.
+    name_or_path: a path (of a training run's folder, the model in it is taken), a name of `known()`, or a hub name
+    `org/name[/file.gguf][@revision]`. offline: None takes `OJAK_OFFLINE`. notify is told, in
+    a line, what is about to be downloaded.
     nested: from the hub, files in folders of the model too (the modules of an embedder).
     weights: of a folder on the hub; without them its JSON files and template alone are fetched.
     Raises UsageError (no such model; licence not accepted), EngineUnavailable (no source answers), InputRefused (a file
@@ -74,7 +75,7 @@ def find(
     text = os.fspath(name_or_path)
     place = os.path.expanduser(text)
     if text and os.path.exists(place):  # os.path's: any text is a question to it, none is an error
-        return Path(place).absolute()
+        return _trained_in(Path(place).absolute())
     if text in KNOWN:
         return pull(text, accept_license=accept_license, offline=offline, notify=notify)
     match = HUB_NAME.fullmatch(text)
@@ -84,6 +85,14 @@ def find(
         f"there is no model {text[:200]!r}", why="it is neither a file or folder nor a known name",
         fix=f"give a path, a hub name (org/name), or one of: {', '.join(KNOWN)}",
     )  # fmt: skip
+
+
+def _trained_in(path: Path) -> Path:
+    """Of the folder of a training run the model or adapter in it; any other path as it is."""
+    if (path / "config.json").exists() or not (path / "metrics.jsonl").is_file():
+        return path
+    inside = [path / name for name in ("adapter", "model")]
+    return next((folder for folder in inside if folder.is_dir()), path)
 
 
 def pull(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -65,8 +66,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
+def forget_peak() -> None:
+    """Hands freed memory back to the kernel, and lets `peak_rss_bytes` count anew from what is held now.
+
+    For a process that does several jobs one after the other. Where the kernel does not allow it, the peak stays that of
+    the whole process.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text(
+                "5", "ascii"
+            )  # proc(5): resets the peak of the resident set
+
+
 def peak_rss_bytes() -> int:
-    """The most RAM this process has held."""
+    """The most RAM this process has held (since `forget_peak`)."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

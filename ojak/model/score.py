@@ -7,9 +7,10 @@ window begin with is read once, too, and its keys and values are shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ LEAST_SHARED = 16  # tokens from which on sharing a prefix pays
 PADDING = -1
 
 Pair = tuple[Sequence[int], Sequence[int]]
+Value = TypeVar("Value")
+LookUp = Callable[[Tensor, Sequence[int], Sequence[int]], list[Value]]
 
 
 @dataclass(slots=True)
@@ -58,15 +61,24 @@ def score(decoder: Decoder, pairs: Iterable[Pair]) -> Iterator[tuple[float, ...]
 
     pairs: (prompt ids, continuation ids); a prompt has at least one token. In the order of `pairs`, read as needed.
     """
+    return _scored(decoder, pairs, _look_up)
+
+
+def score_greedy(decoder: Decoder, pairs: Iterable[Pair]) -> Iterator[tuple[tuple[float, bool], ...]]:
+    """`score`, and of each token whether it is the likeliest: greedy decoding would have written it, too."""
+    return _scored(decoder, pairs, _look_up_greedy)
+
+
+def _scored(decoder: Decoder, pairs: Iterable[Pair], look_up: LookUp[Value]) -> Iterator[tuple[Value, ...]]:
     stream = iter(pairs)
     while window := list(islice(stream, WINDOW)):
         trees = list(_trees(window))
         prefix = _read_prefix(decoder, trees)
-        found: list[tuple[float, ...]] = [()] * len(window)
+        found: list[tuple[Value, ...]] = [()] * len(window)
         for batch in _batches(trees, prefix.length):
-            for tree, scored in zip(batch, _score_batch(decoder, batch, prefix), strict=True):
-                for place, logprobs in zip(tree.places, scored, strict=True):
-                    found[place] = logprobs
+            for tree, scored in zip(batch, _score_batch(decoder, batch, prefix, look_up), strict=True):
+                for place, values in zip(tree.places, scored, strict=True):
+                    found[place] = values
         yield from found
 
 
@@ -191,7 +203,9 @@ def _layout(tree: Tree, shared: int) -> Layout:
 
 
 @torch.inference_mode()
-def _score_batch(decoder: Decoder, trees: Sequence[Tree], prefix: Prefix) -> list[list[tuple[float, ...]]]:
+def _score_batch(
+    decoder: Decoder, trees: Sequence[Tree], prefix: Prefix, look_up: LookUp[Value]
+) -> list[list[tuple[Value, ...]]]:
     device = decoder.model.embed_tokens.weight.device
     layouts = [_layout(tree, prefix.length) for tree in trees]
     ids_BT = _padded([layout.ids for layout in layouts], 0, device)
@@ -208,7 +222,7 @@ def _score_batch(decoder: Decoder, trees: Sequence[Tree], prefix: Prefix) -> lis
         for source, branch in zip(layout.sources, tree.branches, strict=True)
         for at, token in zip(source, branch, strict=True)
     ]
-    values = iter(_logprobs(decoder, x_BTD[rows, columns], wanted))
+    values = iter(_values(decoder, x_BTD[rows, columns], wanted, look_up))
     return [[tuple(islice(values, len(branch))) for branch in tree.branches] for tree in trees]
 
 
@@ -222,9 +236,11 @@ def _padded(rows: Sequence[Sequence[int]], filler: int, device: torch.device) ->
     return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=device)
 
 
-def _logprobs(decoder: Decoder, x_ND: Tensor, wanted: Sequence[tuple[int, int]]) -> list[float]:
-    """log p of each wanted (row of x, token), in their order. A row's logits are worked out once."""
-    found = [0.0] * len(wanted)
+def _values(
+    decoder: Decoder, x_ND: Tensor, wanted: Sequence[tuple[int, int]], look_up: LookUp[Value]
+) -> list[Value]:
+    """What `look_up` finds for each wanted (row of x, token), in their order. A row's logits are worked out once."""
+    found: dict[int, Value] = {}
     order = sorted(range(len(wanted)), key=lambda i: wanted[i][0])
     at = 0
     for begin in range(0, len(x_ND), LOGIT_ROWS):
@@ -233,11 +249,10 @@ def _logprobs(decoder: Decoder, x_ND: Tensor, wanted: Sequence[tuple[int, int]])
         while end < len(order) and wanted[order[end]][0] < begin + len(logits_NV):
             end += 1
         chosen = [wanted[i] for i in order[at:end]]
-        values = _look_up(logits_NV, [row - begin for row, _ in chosen], [token for _, token in chosen])
-        for i, value in zip(order[at:end], values, strict=True):
-            found[i] = value
+        values = look_up(logits_NV, [row - begin for row, _ in chosen], [token for _, token in chosen])
+        found.update(zip(order[at:end], values, strict=True))
         at = end
-    return found
+    return [found[i] for i in range(len(wanted))]
 
 
 def _look_up(logits_NV: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> list[float]:
@@ -245,3 +260,12 @@ def _look_up(logits_NV: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> l
     picked = logits_NV[list(rows), list(tokens)].float()
     totals = torch.logsumexp(logits_NV.float(), -1)
     return (picked - totals[list(rows)]).tolist()
+
+
+def _look_up_greedy(
+    logits_NV: Tensor, rows: Sequence[int], tokens: Sequence[int]
+) -> list[tuple[float, bool]]:
+    """(log p, whether no other token is likelier) of each (row, token)."""
+    likeliest = logits_NV.argmax(-1)[list(rows)].tolist()
+    logprobs = _look_up(logits_NV, rows, tokens)
+    return [(value, best == token) for value, best, token in zip(logprobs, likeliest, tokens, strict=True)]

@@ -55,10 +55,14 @@ class ScheduleConfig(Settings):
 
 
 class EvaluateConfig(Settings):
-    """Loss on the validation rows every so many steps (0: at the end only), over at most so many batches."""
+    """Loss on the validation rows every so many steps (0: at the end only), over at most so many batches.
+
+    probe: a file of facts (`ojak.judge.facts`) that the model is asked for at the same steps, and before the first one.
+    """
 
     every_steps: int = Field(default=0, ge=0)
     batches: int = Field(default=50, ge=1)
+    probe: str | None = Field(default=None, min_length=1)
 
 
 class CheckpointConfig(Settings):
@@ -78,6 +82,8 @@ class TrainConfig(Settings):
     `clip` bounds the norm of the whole gradient (0: no bound); `z_loss` is the factor on log(Z)^2 (arXiv 2204.02311).
     `long_rows`: what becomes of a row of more than `max_len` tokens: its beginning, pieces, or nothing (none: pieces
     for texts, the beginning for conversations).
+    `max_rows`: learn from so many of the rows, drawn by the seed, so that data of several sizes can be compared (none:
+    all).
     `mask_roles` are the roles whose turns are read but not learnt. `peak_flops`: operations a second of which the log
     gives the share that was used (none: measured on a CPU, looked up for a GPU).
     `ema` is the decay of a running mean of the weights, which is saved in their place (0: none).
@@ -106,6 +112,7 @@ class TrainConfig(Settings):
     data: tuple[str, ...] = Field(min_length=1)
     out: Path
     max_tokens: int | None = Field(default=None, ge=1)
+    max_rows: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0, le=10_000)
     lr: float = Field(default=2e-5, gt=0, le=10)
     batch: int = Field(default=8, ge=1)

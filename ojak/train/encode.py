@@ -14,7 +14,7 @@ from ojak.chat import encode_chats
 from ojak.errors import InputRefused, UsageError
 from ojak.formats import template_turns
 from ojak.records import AnyRecord, Conversation, Document
-from ojak.train.sources import LongText
+from ojak.sources import LongText
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

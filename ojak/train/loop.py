@@ -33,8 +33,8 @@ Micro = Sequence["Batch"]
 class Run:
     """What the loop works with. `batches` gives this process's micro-batches of each step from where `state` stands.
 
-    `save` writes a checkpoint, `evaluate` gives the validation loss (None without such rows), `record` takes the
-    figures of a step, `stopping` says whether a signal has come.
+    `save` writes a checkpoint, `evaluate` gives the figures of held-out rows and facts (none without these), `record`
+    takes the figures of a step, `stopping` says whether a signal has come.
     """
 
     config: TrainConfig
@@ -48,7 +48,7 @@ class Run:
     meter: Meter
     processes: Processes
     save: Callable[[], None]
-    evaluate: Callable[[], float | None]
+    evaluate: Callable[[], dict[str, float]]
     record: Callable[[dict[str, Any]], None]
     stopping: Callable[[], bool]
 
@@ -59,8 +59,10 @@ def train_steps(run: Run) -> bool:
     Raises Diverged for a loss or gradient that is not finite; that step is not made.
     """
     config, state = run.config, run.state
+    if config.evaluate.probe and not state.step:
+        run.record({"step": 0, **run.evaluate()})  # what was known before anything was learnt
     for epoch, place, batches in run.batches:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.thread_time()
         supervised, tokens = _counts(run, batches)
         loss, computed = _gradients(run, batches, supervised)
         norm = math.sqrt(run.processes.total(run.optimizer.square_norm())[0])
@@ -70,18 +72,18 @@ def train_steps(run: Run) -> bool:
         run.optimizer.step(config.lr * share, share, scale)
         if run.mean is not None:
             run.mean.update()
-        seconds = time.perf_counter() - begin
+        seconds, busy = time.perf_counter() - begin, time.thread_time() - busy
 
         state.step, state.epoch, state.step_in_epoch = state.step + 1, epoch, place + 1
         state.tokens, state.supervised_tokens = state.tokens + tokens, state.supervised_tokens + supervised
         state.seconds += seconds
         state.extra = {"loss_first": loss, **state.extra, "loss_last": loss}
-        facts = {"loss": loss, "lr": config.lr * share, "gradient_norm": norm}
+        facts = {"loss": loss, "lr": config.lr * share, "gradient_norm": norm, "cpu_s": round(busy, 4)}
         run.record(facts | run.meter.step(state, run.steps, seconds, tokens, supervised, computed))
 
         last = state.step >= run.steps
         if _due(config.evaluate.every_steps, state.step) and not last:
-            run.record({"step": state.step, "val_loss": run.evaluate()})
+            run.record({"step": state.step, **run.evaluate()})
         stopping = run.processes.any(run.stopping())
         if (_due(config.checkpoint.every_steps, state.step) or stopping) and not last:
             run.save()

@@ -71,6 +71,7 @@ class Meter:
         done = computed * self.per_token + supervised * self.per_target
         return {
             "step": state.step,
+            "steps": steps,
             "epoch": state.epoch,
             "tokens": state.tokens,
             "supervised_tokens": state.supervised_tokens,

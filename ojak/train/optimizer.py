@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 if TYPE_CHECKING:
     from ojak.train.config import OptimizerConfig
 
-PIECE = 1 << 20  # numbers at once
+PIECE = 1 << 18  # numbers at once: with what belongs to them, what a CPU's cache holds
+CUDA_PIECE = 1 << 26
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Muon's quintic, five times over
 NEWTON_SCHULZ_STEPS = 5
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Local = Callable[[Tensor], Tensor]
+
+
+def _piece(tensor: Tensor) -> int:
+    return CUDA_PIECE if tensor.is_cuda else PIECE
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -68,8 +72,9 @@ class Slot:
     def pieces(self, grad: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """(where, weight, master, gradient) of each piece of the flattened weight."""
         weight, master, flat = self.weight.view(-1), self.master.view(-1), grad.reshape(-1)
-        for begin in range(0, len(master), PIECE):
-            where = slice(begin, begin + PIECE)
+        size = _piece(grad)
+        for begin in range(0, len(master), size):
+            where = slice(begin, begin + size)
             yield where, weight[where], master[where], flat[where]
 
 
@@ -116,8 +121,11 @@ class Optimizer:
     def square_norm(self) -> float:
         """The sum of the squares of this process's part of the gradient; not a number where one of it is none."""
         found = (slot.gradient for slot in self.slots)
-        squares = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in found if grad is not None]
-        return float(torch.stack(squares).double().square().sum()) if squares else 0.0
+        pieces = (
+            piece for grad in found if grad is not None for piece in grad.reshape(-1).split(_piece(grad))
+        )
+        norms = [torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in pieces]
+        return float(torch.stack(norms).double().square().sum()) if norms else 0.0
 
     @torch.no_grad()
     def step(self, lr: float, share: float, scale: float) -> None:
@@ -136,28 +144,22 @@ class Optimizer:
     def _adamw(self, slot: Slot, grad: Tensor, lr: float, scale: float) -> None:
         """Loshchilov and Hutter 2019, algorithm 2, in PyTorch's fused form."""
         decay = self.config.weight_decay if slot.master.ndim > 1 else 0.0
+        beta1, beta2 = self.config.betas
         moments = [slot.state[key].view(-1) for key in ("exp_avg", "exp_avg_sq")]
-        divisor = torch.tensor(1 / scale, device=slot.master.device)
+        steps = torch.tensor(float(self.steps), device=slot.master.device)
+        divisor = None if scale == 1.0 else torch.tensor(1 / scale, device=slot.master.device)
         for where, weight, master, piece in slot.pieces(grad):
             held = [moment[where] for moment in moments]
             exact = [moment.float() for moment in held]  # the moments themselves where they are float32
-            self._fused(master, piece.float(), exact, lr, decay, divisor)
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
+                [master], [piece.float()], [exact[0]], [exact[1]], [], [steps], grad_scale=divisor, amsgrad=False,
+                beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=self.config.eps, maximize=False,
+            )  # fmt: skip
             for moment, value in zip(held, exact, strict=True):
                 if moment.dtype != value.dtype:
                     moment.copy_(value)
             if weight.dtype != master.dtype:
                 weight.copy_(master)
-
-    def _fused(
-        self, master: Tensor, grad: Tensor, moments: list[Tensor], lr: float, decay: float, divisor: Tensor
-    ) -> None:
-        beta1, beta2 = self.config.betas
-        adamw(
-            [master], [grad], [moments[0]], [moments[1]], [],
-            [torch.tensor(float(self.steps - 1), device=master.device)],
-            fused=True, grad_scale=divisor, found_inf=torch.zeros((), device=master.device), amsgrad=False,
-            beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=self.config.eps, maximize=False,
-        )  # fmt: skip
 
     def _muon(self, slot: Slot, grad: Tensor, lr: float, scale: float) -> None:
         """Momentum, made orthogonal (https://kellerjordan.github.io/posts/muon/)."""

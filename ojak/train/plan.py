@@ -23,12 +23,14 @@ from ojak.model.memory import available_bytes, keep_freed_memory, resident_bytes
 from ojak.train.batches import packed_batch
 from ojak.train.course import Course, step_tokens
 from ojak.train.ema import MovingMean
+from ojak.train.finished import finished_result
 from ojak.train.fresh import starting_source
 from ojak.train.live_bytes import Peaks
 from ojak.train.objectives import objective
 from ojak.train.optimizer import STATE_DTYPES, Optimizer
 from ojak.train.processes import ALONE
 from ojak.train.setup import learnt_weights, rows_for, styled
+from ojak.train.sources import check_data
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,9 +108,12 @@ class Plan:
 def plan_run(config: TrainConfig, *, notify: Callable[[str], None] = silent) -> Plan:
     """What the run of these settings will take, in one process on this machine.
 
-    Takes seconds, and the memory of three layers with their embeddings. Raises what `run.train` does for a model or
-    data that cannot be used.
+    Takes seconds, and the memory of three layers with their embeddings. Raises what `run.train` does for a model, data
+    or a folder that cannot be used; of a folder in which this very run is finished, `notify` is told.
     """
+    check_data(config.data, config.val_data)
+    if finished_result(config) is not None:
+        notify(f"this run is finished in {config.out}: running it again would only give its result")
     device = asked_device(config.device)
     keep_freed_memory()
     source = starting_source(config, notify)
@@ -236,13 +241,21 @@ def _timed(
     config: TrainConfig, decoder: Decoder, optimizer: Optimizer, batch: Batch, device: torch.device
 ) -> tuple[float, float]:
     """Seconds of forward and backward, and of the update."""
-    begin = time.perf_counter()
+    begin = _clock(device)
     _learn(config, decoder, batch)
-    _wait(device)
-    middle = time.perf_counter()
+    middle = _clock(device)
+    optimizer.square_norm()
     optimizer.step(0.0, 0.0, 1.0)
-    _wait(device)
-    return middle - begin, time.perf_counter() - middle
+    return middle - begin, _clock(device) - middle
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once all is done that was asked for. On a CPU those that this thread computed: it has its part in every
+    product, so they are what the clock would show if no other program took turns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.thread_time()
 
 
 def _laid_out_anew(decoder: Decoder, device: torch.device) -> int:
@@ -268,11 +281,6 @@ def _static(decoder: Decoder, optimizer: Optimizer, mean: MovingMean | None) -> 
 def _learn(config: TrainConfig, decoder: Decoder, batch: Batch) -> None:
     loss = objective(config)(decoder, batch)
     (loss.sum / max(1, loss.supervised)).backward()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peaks(

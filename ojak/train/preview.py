@@ -97,7 +97,9 @@ def preview(config: TrainConfig, rows: int, notify: Callable[[str], None] = sile
             refused[reason] = refused.get(reason, 0) + number
     if not shown:
         raise InputRefused(
-            "there is no row to learn from", why="; ".join(f"{n:,}: {r}" for r, n in refused.items())
+            "there is no row to learn from",
+            why="; ".join(f"{n:,}: {r}" for r, n in refused.items()) or "the data hold no records",
+            fix="give other data, or see to --max-len, the style and mask_roles",
         )
     names = {i: name for name, i in model.tokenizer.special_tokens.items()}
     return Preview(model.name, style, tuple(names.get(i, "") for i in ends), tuple(shown), refused)

@@ -29,16 +29,17 @@ if TYPE_CHECKING:
 # All that tokens depend on: when one of these changes, so may they, and the cache is made anew.
 CODE = (
     "chat.py", "_chat_spans.py", "formats.py", "records.py", "artifact.py", "_compressed.py", "_jsonl.py", "_tables.py",
-    "_template_child.py", "_template_sandbox.py", "model/tokenizer.py", "train/encode.py", "train/sources.py",
-    "train/store.py",
+    "_template_child.py", "_template_sandbox.py", "model/tokenizer.py", "sources.py", "train/encode.py",
+    "train/sources.py", "train/store.py",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows of one source: those in `chosen` (numbers within the store, rising)."""
+    """The rows of one source: those in `chosen` (numbers within the store, rising). `content`: a hash of its files."""
 
     name: str
+    content: str
     store: TokenStore
     weight: Fraction
     chosen: NDArray[np.int64]
@@ -104,7 +105,8 @@ class Rows:
                 refused[reason] = refused.get(reason, 0) + number
         own = {"rows": len(self), "tokens": int(self.lengths.sum()), "supervised": int(self.supervised.sum())}
         sources = [
-            {"path": part.name, "weight": float(part.weight), **part.store.counts} for part in self.parts
+            {"path": part.name, "sha256": part.content, "weight": float(part.weight), **part.store.counts}
+            for part in self.parts
         ]
         return {**total, "refused": refused, **own, "sources": sources}
 
@@ -129,6 +131,19 @@ class Rows:
                 fix="choose another share, give more data, or use --val-data",
             )
         return train, test
+
+    def drawn(self, count: int, seed: int) -> Rows:
+        """`count` of the rows, or all where there are not more; each as likely as any other, whatever its source."""
+        if len(self) <= count:
+            return self
+        taken = np.zeros(len(self), dtype=bool)
+        taken[shuffled(len(self), seed, "rows")[:count]] = True
+        ends = self._starts
+        parts = [
+            replace(part, chosen=part.chosen[taken[ends[number] : ends[number + 1]]])
+            for number, part in enumerate(self.parts)
+        ]
+        return Rows([part for part in parts if len(part.chosen)])
 
 
 def shuffled(count: int, *key: object) -> NDArray[np.int64]:
@@ -198,7 +213,7 @@ def _part(
     store = kept_or_made(key, make)
     _check(source, store)
     notify(_told(source, store.counts))
-    return Part(str(source.path), store, source.weight, np.arange(len(store), dtype=np.int64))
+    return Part(str(source.path), content, store, source.weight, np.arange(len(store), dtype=np.int64))
 
 
 def _environment(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -23,15 +23,16 @@ import torch
 from ojak._code import version
 from ojak._files import TargetLock, remove, sha256_file, write_atomic
 from ojak._progress import silent
-from ojak.errors import ResumeRefused, Stopped, TargetExists, UsageError
+from ojak.errors import ResumeRefused, Stopped
 from ojak.model.load import asked_device
 from ojak.model.memory import peak_rss_bytes
 from ojak.train import trackers
 from ojak.train.checkpoints import newest_valid, rehearse, save_checkpoint, steps
-from ojak.train.finished import MANIFEST, check_files, check_own, read_manifest
+from ojak.train.finished import CHECKPOINTS, MANIFEST, finished_result, result_folder
 from ojak.train.loop import Run, train_steps
 from ojak.train.processes import joined
 from ojak.train.setup import Trainee, prepare
+from ojak.train.sources import check_data, contents_sha256
 
 if TYPE_CHECKING:
     from ojak.train.config import TrainConfig
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 Notify = Callable[[str], None]
 Figures = Callable[[Mapping[str, Any]], None]
 
-MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", "checkpoints"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -76,10 +76,11 @@ def train(
     a model or data that cannot be used, Locked, ResourceExhausted.
     """
     trackers.load_trackers(config.track)
+    check_data(config.data, config.val_data)
     kind = asked_device(config.device)
     with joined(kind) as processes, _held(config.out, processes):
-        if finished := _finished(config):
-            return finished
+        if finished := finished_result(config):
+            return TrainResult(**{**finished, "out": str(config.out)})
         return _train(config, processes, notify if processes.first else silent, progress)
 
 
@@ -88,33 +89,6 @@ def _held(out: Path, processes: Processes) -> Iterator[None]:
     """The first process holds the folder for all."""
     with TargetLock(out) if processes.first else contextlib.nullcontext():
         yield
-
-
-def _finished(config: TrainConfig) -> TrainResult | None:
-    """The result of a run that is finished in this folder, None where one may begin or go on."""
-    manifest = read_manifest(config.out)
-    if manifest is not None:
-        if config.resume == "never":
-            raise TargetExists(f"{config.out} holds a finished run", fix="choose another --out")
-        if manifest.get("config_sha256") != config.sha256:
-            raise ResumeRefused(
-                f"{config.out} holds a finished run with other settings", fix="choose another --out"
-            )
-        check_files(config.out, manifest)
-        return TrainResult(**{**manifest["result"], "out": str(config.out)})
-    check_own(_result_folder(config), (config.out / CHECKPOINTS, config.out / trackers.METRICS))
-    begun = (config.out / CHECKPOINTS).is_dir()
-    if begun and config.resume == "never":
-        raise TargetExists(
-            f"{config.out} holds a run that is not finished", fix="resume it, or choose another --out"
-        )
-    if not begun and config.resume == "always":
-        raise UsageError(f"there is nothing to resume in {config.out}", fix="leave out --resume")
-    return None
-
-
-def _result_folder(config: TrainConfig) -> Path:
-    return config.out / (ADAPTER if config.lora else MODEL)
 
 
 def _train(config: TrainConfig, processes: Processes, notify: Notify, progress: Figures) -> TrainResult:
@@ -129,7 +103,7 @@ def _train(config: TrainConfig, processes: Processes, notify: Notify, progress: 
         run = Run(
             config, trainee.decoder, trainee.objective, trainee.optimizer, trainee.mean, trainee.state,
             trainee.steps, trainee.batches(), trainee.meter, processes, lambda: _save(config, trainee),
-            trainee.evaluate, told, lambda: bool(received),
+            trainee.measure, told, lambda: bool(received),
         )  # fmt: skip
         finished = trainee.state.step >= trainee.steps or train_steps(run)
         if not finished:
@@ -225,15 +199,15 @@ def _finish(config: TrainConfig, trainee: Trainee, record: Callable[[dict[str, A
     """The averaged weights in place of the last ones, the last evaluation, the model, the manifest."""
     if trainee.mean is not None:
         trainee.mean.put()
-    val_loss = trainee.evaluate()
-    if val_loss is not None:
-        record({"step": trainee.state.step, "val_loss": val_loss})
-    folder = _result_folder(config)
+    figures = trainee.measure()
+    if figures:
+        record({"step": trainee.state.step, **figures})
+    folder = result_folder(config)
     if trainee.processes.first:
         remove(folder)  # of a run that was killed while it wrote this
     with trainee.processes.together(f"saving {folder}"):
         trainee.save(folder)
-    result = _result(config, trainee, val_loss)
+    result = _result(config, trainee, figures.get("val_loss"))
     if trainee.processes.first:
         _write_manifest(config, trainee, folder, result)
     return result
@@ -267,6 +241,7 @@ def _write_manifest(config: TrainConfig, trainee: Trainee, folder: Path, result:
         "config": config.model_dump(mode="json", exclude={"out"}),
         "config_sha256": config.sha256,
         "model_sha256": trainee.model.sha256,
+        "data_sha256": contents_sha256(config.data),
         "rows_sha256": trainee.state.rows_sha256,
         "rows": trainee.rows.counts,
         "result": {name: value for name, value in result.to_dict().items() if name != "out"},

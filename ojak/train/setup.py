@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ojak.errors import UsageError
+from ojak.judge.facts import Fact, by_kind, figures, read_facts, recall
 from ojak.model import checkpoint
 from ojak.model.config import config_to_hf
 from ojak.model.load import Model, from_source
 from ojak.model.lora import apply_lora, save_adapter
+from ojak.model.score import score_greedy
 from ojak.train.batches import plan_epoch
 from ojak.train.checkpoints import TrainState
 from ojak.train.course import Course
@@ -50,6 +52,7 @@ class Trainee:
     mean: MovingMean | None
     meter: Meter
     state: TrainState
+    facts: tuple[Fact, ...] = ()
 
     @property
     def decoder(self) -> Decoder:
@@ -83,6 +86,20 @@ class Trainee:
         self.decoder.train(was_training)
         total, everywhere = processes.total(total, supervised)
         return total / max(1.0, everywhere)
+
+    def measure(self) -> dict[str, float]:
+        """The loss of held-out rows, where there are some, and for each kind of facts how well they are known."""
+        loss = self.evaluate()
+        found = {} if loss is None else {"val_loss": loss}
+        was_training = self.decoder.training
+        self.decoder.eval()
+        recalled = list(
+            recall(self.facts, self.model.tokenizer, lambda pairs: score_greedy(self.decoder, pairs))
+        )
+        self.decoder.train(was_training)
+        for kind, each in by_kind(recalled).items():
+            found |= {f"probe_{kind}_{name}": value for name, value in figures(each).items()}
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the trained model, or its adapter. With several processes all of them call this."""
@@ -123,6 +140,7 @@ def prepare(config: TrainConfig, processes: Processes, notify: Callable[[str], N
     """Everything that a run needs, before its first step. Raises what `run.train` does."""
     if config.optimizer.name == "muon" and processes.size > 1:
         raise UsageError("muon runs in one process", why="its updates need whole matrices", fix="use adamw")
+    facts = _facts(config, processes)
     compute = STATE_DTYPES[config.dtype]
     dtype = compute if processes.size == 1 else torch.float32
     model = from_source(starting_source(config, notify), dtype, processes.device)
@@ -139,7 +157,20 @@ def prepare(config: TrainConfig, processes: Processes, notify: Callable[[str], N
     return Trainee(
         config, processes, model, rows, held_out, course, course.steps(), objective(config), optimizer, mean,
         Meter(model.decoder, peak and peak * processes.size), _state(config, rows, optimizer, mean, processes),
+        facts,
     )  # fmt: skip
+
+
+def _facts(config: TrainConfig, processes: Processes) -> tuple[Fact, ...]:
+    if config.evaluate.probe is None:
+        return ()
+    if processes.size > 1:
+        raise UsageError(
+            "facts are asked for in one process",
+            why="the weights are split among several",
+            fix="leave out evaluate.probe, and use `ojak evaluate --probe` on the trained model",
+        )
+    return tuple(read_facts(config.evaluate.probe))
 
 
 def styled(config: TrainConfig, model: Model) -> Model:
@@ -162,10 +193,12 @@ def rows_for(config: TrainConfig, model: Model, notify: Callable[[str], None]) -
             split=split, notify=notify,
         )  # fmt: skip
 
-    rows = opened(config.data, "train")
+    rows, held_out = opened(config.data, "train"), None
     if config.val_data:
-        return rows, opened((config.val_data,), "validation")
-    return rows.hold_out(config.val_share, config.seed) if config.val_share else (rows, None)
+        held_out = opened((config.val_data,), "validation")
+    elif config.val_share:
+        rows, held_out = rows.hold_out(config.val_share, config.seed)
+    return rows if config.max_rows is None else rows.drawn(config.max_rows, config.seed), held_out
 
 
 def _learnt(

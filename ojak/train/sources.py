@@ -6,29 +6,24 @@ them, in the next epoch the other half). Of an artifact with splits, training ta
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ojak._compressed import open_unpacked
+from ojak._manifest import DATA
 from ojak.artifact import Artifact, verify
-from ojak.errors import InputRefused, UsageError
-from ojak.formats import load
+from ojak.errors import OjakError, UsageError
 from ojak.model.files import cached_sha256
+from ojak.sources import LongText, files_at, is_artifact, read_files
 
 if TYPE_CHECKING:
     from ojak._jsonl import Warn
     from ojak.records import AnyRecord
 
-PLAIN = (".txt", ".md")
-PACKED = (".gz", ".zst")
-READ = (*PLAIN, ".jsonl", ".json", ".parquet")
 MOST_WEIGHT = 10_000
-BLOCK_BYTES = 256 * 1024  # of plain text, tokenized at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +33,6 @@ class DataSource:
     path: Path
     weight: Fraction = Fraction(1)
     split: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LongText:
-    """A document that is read in blocks, as it may be larger than memory."""
-
-    path: Path
-
-    def blocks(self) -> Iterator[str]:
-        """The text in blocks that end with a line, where lines are not longer than a block."""
-        decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        with open_unpacked(self.path) as file:
-            while data := file.read(BLOCK_BYTES):
-                yield self._text(decoder, data + file.readline(BLOCK_BYTES))
-            self._text(decoder, b"", final=True)
-
-    def _text(self, decoder: codecs.IncrementalDecoder, data: bytes, final: bool = False) -> str:
-        try:
-            return decoder.decode(data, final)
-        except UnicodeDecodeError as error:
-            raise InputRefused(f"{self.path} is not UTF-8", why=str(error)[:200]) from error
 
 
 def parse_source(text: str) -> DataSource:
@@ -112,20 +86,35 @@ def split_of(source: DataSource, wanted: str = "train") -> str | None:
     return name
 
 
-def is_artifact(path: Path) -> bool:
-    """Whether `path` is a folder that says to be an artifact."""
-    return (path / "manifest.json").is_file()
+def check_data(data: Sequence[str], held_out: str | None = None) -> None:
+    """Say what is wrong with where the rows are, before anything is loaded. Raises UsageError."""
+    for text, wanted in [
+        *((text, "train") for text in data),
+        *([(held_out, "validation")] if held_out else []),
+    ]:
+        split_of(parse_source(text), wanted)
 
 
 def content_sha256(source: DataSource) -> str:
-    """A hash over the content of a source, wherever it lies: of an artifact its manifest's, else of the files."""
-    if is_artifact(source.path):
-        return Artifact.open(source.path).manifest_sha256
+    """A hash over the content of a source, wherever it lies and whenever it was made: of an artifact its rows'."""
     digest = hashlib.sha256()
-    for path in _files(source.path):
+    if is_artifact(source.path):
+        for entry in Artifact.open(source.path).files:
+            if entry["path"].startswith(f"{DATA}/"):
+                digest.update(f"{entry['path']}\0{entry['sha256']}\n".encode())
+        return digest.hexdigest()
+    for path in files_at(source.path):
         # The name is part of the ids of rows that have none, and says what is plain text.
         digest.update(f"{path.name}\0{cached_sha256(path)}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def contents_sha256(data: Sequence[str]) -> list[str] | None:
+    """`content_sha256` of each of `data`, None where one of them is not there (any more)."""
+    try:
+        return [content_sha256(parse_source(text)) for text in data]
+    except (OjakError, OSError):
+        return None
 
 
 def read_source(source: DataSource, split: str | None, warn: Warn) -> Iterator[AnyRecord | LongText]:
@@ -136,29 +125,4 @@ def read_source(source: DataSource, split: str | None, warn: Warn) -> Iterator[A
     if is_artifact(source.path):
         yield from verify(source.path).records(split)
         return
-    for path in _files(source.path):
-        if _is_plain(path):
-            yield LongText(path)
-        else:
-            yield from load(path, warn=warn)
-
-
-def _is_plain(path: Path) -> bool:
-    return (Path(path.stem) if path.suffix in PACKED else path).suffix in PLAIN
-
-
-def _files(path: Path) -> list[Path]:
-    """The file itself, or those in a folder that can be read, in the order of their names."""
-    if path.is_file():
-        return [path]
-    inside = sorted(each for each in path.rglob("*") if each.is_file() and _readable(each))
-    if not inside:
-        raise InputRefused(
-            f"{path} holds no data", fix=f"give a file or a folder with {', '.join(READ)} files"
-        )
-    return inside
-
-
-def _readable(path: Path) -> bool:
-    name = Path(path.stem) if path.suffix in PACKED else path
-    return name.suffix in READ and not path.name.startswith(".")
+    yield from read_files(source.path, warn)

@@ -9,6 +9,7 @@ with the tokenizer's EOS.
     alpaca-chapter7  the same with the first preamble only ("Build a Large Language Model (From Scratch)", chapter 7)
     phi-3            <|user|> and <|assistant|>: as plain text (that chapter's exercise 7.1)
     plain            question, line end, answer
+    synthesizer      the published instruction synthesizer's (arXiv 2406.14491): a text, then the pairs made from it
 
 A system turn stands in the place of Alpaca's preamble. An Alpaca row's input comes as `input` beside the question
 (`formats.template_turns`); a question typed by a person has none.
@@ -75,6 +76,19 @@ REFUSE
 {%- endif %}
 """
 
+# Examples follow each other as there: each begins with the BOS, where the tokenizer writes one, and a space.
+SYNTHESIZER = """
+{%- for message in messages %}
+{%- if message.role == 'user' %}
+{{- ('' if loop.first else OPENING) + ' <CON> ' + message.content + ' </CON>\\n\\n' }}
+{%- elif message.role == 'assistant' %}
+{{- message.content + eos_token }}
+{%- else %}
+{{- raise_exception('this style has turns of a user and an assistant alone') }}
+{%- endif %}
+{%- endfor %}
+"""
+
 
 def _alpaca(with_input: str) -> str:
     return ALPACA.replace("WITH_INPUT", with_input, 1).replace("WITHOUT_INPUT", WITHOUT_INPUT)
@@ -94,7 +108,10 @@ SOURCES: dict[str, Callable[[], str]] = {
     ),
     "plain": lambda: _turns("message.content + '\\n\\n'", "message.content + '\\n'", "''"),
 }
-STYLES = (OWN, *SOURCES)
+EXAMPLES = {
+    "synthesizer": SYNTHESIZER
+}  # rows of examples, which are no conversations: several begin with a BOS
+STYLES = (OWN, *SOURCES, *EXAMPLES)
 
 
 def default_style(source: str | None) -> str:
@@ -129,8 +146,9 @@ def style_template(name: str | None, tokenizer: ChatTokenizer, source: str | Non
             fix="use a model whose tokenizer names an eos_token",
         )
     # A BOS in the text, so that programs that tokenize what the template renders have one; `encode_prompt` adds none.
-    opening = "{{- bos_token }}" if tokenizer.adds_bos else ""
-    return opening + SOURCES[name]().replace("REFUSE", REFUSE).strip("\n") + "\n"
+    opening, again = ("{{- bos_token }}", "bos_token") if tokenizer.adds_bos else ("", "''")
+    source = EXAMPLES[name].replace("OPENING", again) if name in EXAMPLES else SOURCES[name]()
+    return opening + source.replace("REFUSE", REFUSE).strip("\n") + "\n"
 
 
 def _own(source: str | None) -> str:

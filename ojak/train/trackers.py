@@ -6,11 +6,13 @@ goes on from (and a last line that a kill cut off), so that the file reads as if
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,10 @@ from typing import Any, Self
 import orjson
 
 from ojak._files import disk_errors, write_atomic
-from ojak.errors import UsageError
+from ojak.errors import TargetExists, UsageError
 
 METRICS = "metrics.jsonl"
+MOST_LINE_BYTES = 65_536
 INSTALL = 'pip install "ojak[track]"'
 
 
@@ -76,6 +79,9 @@ def _wandb(wandb: Any, run: Run) -> Tracker:
 
 
 def _mlflow(mlflow: Any, run: Run) -> Tracker:
+    if not mlflow.is_tracking_uri_set():  # its own place would be a database, which mlflow-skinny cannot open
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        mlflow.set_tracking_uri((run.folder / "mlflow").absolute().as_uri())
     note = run.folder / ".mlflow-run"  # mlflow names its runs itself
     earlier = note.read_text("utf-8") if run.step and note.is_file() else None
     mlflow.set_experiment(run.project)
@@ -152,7 +158,10 @@ class Metrics:
 
     def _guarded(self, name: str, act: Callable[[], Any]) -> Any:
         try:
-            return act()
+            with contextlib.redirect_stdout(
+                sys.stderr
+            ):  # some of them talk, and stdout is for what was asked for
+                return act()
         except Exception as error:  # noqa: BLE001 (each tracker has errors of its own; none is worth the run)
             self._trackers.pop(name, None)
             self._notify(f"{name} is left out from here on: {type(error).__name__}: {str(error)[:200]}")
@@ -187,7 +196,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def check_metrics(path: Path) -> None:
+    """Raise TargetExists for a file in the place of a run's figures whose first line no run of ojak wrote."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first = file.readline(MOST_LINE_BYTES)
+    # Without an end it may be a line that a kill cut off.
+    if (first.endswith(b"\n") or len(first) == MOST_LINE_BYTES) and not _is_own(first):
+        raise TargetExists(
+            f"{path} is there already",
+            why="no run of ojak wrote it, and this run's figures would take its place",
+            fix="choose another --out",
+        )
+
+
+def _is_own(line: bytes) -> bool:
+    """Whether a line is one of a run's: a step's figures, an evaluation's or a probe's."""
+    try:
+        item = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(item, dict) or "step" not in item:
+        return False
+    return any(name in ("supervised_tokens", "val_loss") or name.startswith("probe_") for name in item)
+
+
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines after `step`."""
-    kept = [item for item in read_metrics(path) if item["step"] <= step]
+    """Drop the lines after `step`; all, where the run begins anew."""
+    kept = [item for item in read_metrics(path) if item["step"] <= step] if step else []
     write_atomic(path, b"".join(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE) for item in kept))

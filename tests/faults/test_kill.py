@@ -128,10 +128,10 @@ def test_three_kills_of_the_real_engine_change_nothing(tmp_path: Path) -> None:
         assert not (out / "manifest.json").exists(), "the kill came too late to test anything"
     last = real_run(out)
     _, said = last.communicate()
-    assert last.returncode == 0, said.decode()
+    assert last.returncode in (0, 3), said.decode()  # 3: of so few and so short rows the rules may keep none
     assert kept[-1].items() <= committed(out).items(), "a finished request was sent again"
     _, said = whole.communicate()
-    assert whole.returncode == 0, said.decode()
+    assert whole.returncode == last.returncode, said.decode()
     assert committed(out).keys() == committed(tmp_path / "whole").keys()
     assert data(verify(out)) == data(verify(tmp_path / "whole"))
     assert verify(out).counts["rows"] == REAL_ROWS

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from ojak.model import score as scoring
-from ojak.model.score import score
+from ojak.model.score import score, score_greedy
 
 
 def alone(decoder: tiny.Decoder, prompt: list[int], continuation: list[int]) -> list[float]:
@@ -39,6 +39,25 @@ def test_each_text_is_scored_as_if_alone(family: str, monkeypatch: pytest.Monkey
     assert [len(row) for row in found] == [len(continuation) for _, continuation in given]
     for row, wanted in zip(found, expected, strict=True):
         assert row == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_token_that_greedy_decoding_would_write_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
+    decoder = tiny.decoder("llama")
+    given = pairs(12)
+    for prompt, continuation in given[::2]:
+        for place in range(0, len(continuation), 2):
+            text = torch.tensor([[*prompt, *continuation[:place]]])
+            continuation[place] = int(decoder(text)[0, -1].argmax())
+    with torch.inference_mode():
+        found = list(score_greedy(decoder, given))
+        assert [tuple(value for value, _ in row) for row in found] == list(score(decoder, given))
+        for (prompt, continuation), row in zip(given, found, strict=True):
+            likeliest = decoder(torch.tensor([[*prompt, *continuation]]))[0].argmax(-1)[len(prompt) - 1 : -1]
+            expected = [best == token for best, token in zip(likeliest.tolist(), continuation, strict=True)]
+            assert [best for _, best in row] == expected
+    flags = [best for row in found for _, best in row]
+    assert any(flags) and not all(flags)
 
 
 def test_texts_are_read_as_they_are_needed() -> None:

@@ -39,7 +39,7 @@ def rows_of(*sources: list[int], weights: tuple[Fraction | int, ...] = ()) -> Ro
     shares = weights or (1,) * len(sources)
     return Rows(
         [
-            Part(f"source {number}", each, Fraction(share), np.arange(len(each)))
+            Part(f"source {number}", "", each, Fraction(share), np.arange(len(each)))
             for number, (each, share) in enumerate(zip(made, shares, strict=True))
         ]
     )

@@ -112,7 +112,7 @@ def test_conversations_can_be_pretrained_on_whole() -> None:
 
 
 def test_a_long_text_is_read_in_blocks_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ojak.train.sources.BLOCK_BYTES", 5)
+    monkeypatch.setattr("ojak.sources.BLOCK_BYTES", 5)
     monkeypatch.setattr(encode, "CHARACTERS", 5)
     text = "날개가 돋아라\n한 번만 더 날자꾸나\n" * 3 + "x" * 23
     Path("a.txt").write_text(text, encoding="utf-8")
@@ -479,7 +479,7 @@ def test_memory_does_not_grow_with_the_data() -> None:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ojak.train.sources.BLOCK_BYTES", 20_000)
+        patch.setattr("ojak.sources.BLOCK_BYTES", 20_000)
         small, large = peak(500), peak(2000)
     assert large < small * 1.5
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -58,11 +62,18 @@ def recorded(name: str, calls: Calls) -> Any:
 def packages(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stand-ins for the trackers' packages, with the functions that their documentation names."""
     calls: Calls = []
-    functions = {
+    functions: dict[str, tuple[str, ...]] = {
         "trackio": ("init", "log", "finish"),
         "torch.utils.tensorboard": ("SummaryWriter",),
         "wandb": ("init",),
-        "mlflow": ("set_experiment", "start_run", "log_params", "log_metrics", "end_run"),
+        "mlflow": (
+            "is_tracking_uri_set",
+            "set_experiment",
+            "start_run",
+            "log_params",
+            "log_metrics",
+            "end_run",
+        ),
     }
     for package, names in functions.items():
         module = ModuleType(package)
@@ -136,3 +147,24 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_is_made(
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="there is no tracker 'wandp'"):
         load_trackers(["wandp"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRACKERS)
+def test_the_real_package_holds_the_figures_of_a_resumed_run(name: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(TRACKERS[name][0].split(".")[-1]) is None:
+        pytest.skip(f"{name} is not installed (extra `track`)")
+    out = tmp_path / "out"
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "TRACKIO", "WANDB"))},
+        "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("tracked.py")), name, str(out)],
+        cwd=tmp_path, env=environment, capture_output=True, timeout=200, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert json.loads(lines[-1]) == [[1, 2.5], [2, 2.0], [3, 1.5], [4, 1.0]]
+    assert lines[:-1] == []  # trackers talk to stderr

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from ojak.cli import training
 from ojak.cli.app import app
+from ojak.cli.train import _spread
 from ojak.cli.training import Figures, check_room, line, plan_lines
 from ojak.errors import ResourceExhausted, Stopped
 from ojak.train.plan import Plan
@@ -82,6 +83,58 @@ def test_a_finished_run_whose_files_are_not_there_is_not_called_done(model: str)
         assert result.exit_code == 7 and "out/manifest.json is damaged" in result.stderr
 
 
+def test_a_finished_run_of_other_data_is_refused_and_the_file_named(model: str) -> None:
+    Path("e.json").write_text(json.dumps([{"instruction": "q", "output": "a"}]), encoding="utf-8")
+    assert finetune(model, "--data", "e.json:2").exit_code == 0
+    assert finetune(model, "--data", "e.json:2").exit_code == 0
+    Path("e.json").write_text(json.dumps([{"instruction": "q", "output": "b"}]), encoding="utf-8")
+    changed = finetune(model, "--data", "e.json:2")
+    assert (changed.exit_code, changed.stdout) == (4, "")
+    assert "e.json has changed since the run in out was finished" in changed.stderr
+
+
+def test_a_plan_tells_of_a_folder_that_a_run_would_refuse(model: str) -> None:
+    Path("out/model").mkdir(parents=True)
+    planned = finetune(model, "--dry-run")
+    assert (planned.exit_code, planned.stdout) == (2, "") and "out/model is there already" in planned.stderr
+    Path("out/model").rmdir()
+    Path("out").rmdir()
+    Path("out").write_text("mine", "utf-8")
+    assert "out is a file" in finetune(model, "--dry-run").stderr
+    Path("out").unlink()
+    assert finetune(model).exit_code == 0
+    assert finetune(model, "--dry-run", "--lr", "0.5").exit_code == 4
+    again = finetune(model, "--dry-run")
+    assert again.exit_code == 0 and "this run is finished in out" in again.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_data_that_are_not_there_are_told_before_the_model_is_looked_at(
+    model: str, more: tuple[str, ...]
+) -> None:
+    for flags in (("--val-data", "nine.json"), ("--data", "nine.json")):
+        result = finetune("nowhere", *flags, *more)
+        assert result.exit_code == 2 and "there is nothing at 'nine.json'" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["mine\n", '{"step": 1, "loss": 2.0}\n', "[1]\n", "x" * 70_000])
+def test_figures_of_another_program_are_not_touched(model: str, text: str) -> None:
+    Path("out").mkdir()
+    Path("out/metrics.jsonl").write_text(text, "utf-8")
+    result = finetune(model)
+    assert result.exit_code == 2 and "out/metrics.jsonl is there already" in result.stderr
+    assert Path("out/metrics.jsonl").read_text("utf-8") == text
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 1, "los', '{"step":1,"loss":2.0,"supervised_tokens":3}\n'])
+def test_figures_of_a_run_that_was_killed_are_begun_anew(model: str, text: str) -> None:
+    Path("out").mkdir()
+    Path("out/metrics.jsonl").write_text(text, "utf-8")
+    assert finetune(model).exit_code == 0
+    lines = Path("out/metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
 @pytest.mark.parametrize(("name", "more"), [("model", ()), ("adapter", ("--lora",))])
 def test_a_model_that_no_run_made_is_not_replaced(model: str, name: str, more: tuple[str, ...]) -> None:
     Path("out", name).mkdir(parents=True)
@@ -138,6 +191,15 @@ def test_data_may_be_several_after_one_flag(model: str) -> None:
     )
     assert [row["source"] for row in json.loads(found.stdout)["rows"]] == ["d.json", "e.json"]
     assert ojak("train", "preview", "--data", "d.json", "e.jsn", "--model", model).exit_code == 2
+
+
+def test_a_path_without_a_flag_is_no_data(model: str) -> None:
+    stray = finetune(model, "--lora", "e.json")
+    assert stray.exit_code == 2 and "e.json" in stray.stderr
+    assert "PATH[:WEIGHT]]" not in ojak("train", "finetune", "--help").stdout.split("\n")[1]
+    given = ["--data", "a", "b", "--lr", "1", "--data=c", "d", "--lora"]
+    spread = ["--data", "a", "--data", "b", "--lr", "1", "--data=c", "--data", "d", "--lora"]
+    assert list(_spread(given)) == spread
 
 
 @pytest.mark.parametrize("text", ["x", "=1", "a..b=1", ".=1", ""])

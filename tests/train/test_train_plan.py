@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ def test_nothing_is_written_and_the_terms_add_up(folder: Path) -> None:
     assert disk["checkpoints"] * 2**20 == pytest.approx(
         written / 3 * 4, rel=0.1
     )  # three kept, one being written
+
+
+def test_seconds_are_those_that_the_thread_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting, as while other programs have the CPU, does not count."""
+
+    class Waiting:
+        def square_norm(self) -> None:
+            time.sleep(0.3)
+
+        def step(self, *rates: float) -> None:
+            time.sleep(0.3)
+
+    monkeypatch.setattr(planning, "_learn", lambda *given: time.sleep(0.3))
+    nothing: Any = None
+    waiting: Any = Waiting()
+    assert max(planning._timed(nothing, nothing, waiting, nothing, CPU)) < 0.1
 
 
 def test_other_code_than_the_runs_is_not_measured(folder: Path) -> None:

@@ -46,6 +46,7 @@ def test_a_run_learns_and_leaves_a_model(folder: Path) -> None:
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert result.steps == len(steps) == 4 * 3
+    assert all(0 < line["cpu_s"] <= line["seconds"] + 0.05 for line in steps)
     assert result.loss_last is not None and result.loss_first is not None
     assert result.loss_last < 0.8 * result.loss_first
     assert result.val_loss == lines[-1]["val_loss"] < result.loss_first
