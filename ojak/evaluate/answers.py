@@ -1,21 +1,25 @@
 """What a model writes: answers to requests, greedily, and what can be said of them without asking anyone.
 
 Of each answer: whether it ended by itself, its length, repetition and refusals; where the row has an answer of its own,
-chrF against that (Popovic 2015, through sacrebleu), 0 to 100.
+chrF against that (Popovic 2015, through sacrebleu) and ROUGE-L (Lin 2004, through rouge-score), both 0 to 100, and how
+likely the model finds that answer, in mean nats a token (`reference_logprob`).
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ojak._progress import Listener, Progress
 from ojak.chat import ChatPrefix
 from ojak.engines.base import Engine
-from ojak.errors import InputRefused
+from ojak.errors import InputRefused, UsageError
+from ojak.formats import template_turns
 from ojak.judge.statistics import share
 from ojak.model.request import Completion, Request
 from ojak.records import Conversation, Message
@@ -25,15 +29,29 @@ from ojak.rules.responses import repetition
 LOOPS_FROM = (
     0.3  # the share of repeated runs of words from which an answer counts as a loop; as in `default`'s filter
 )
+COMPARED = ("chrf", "rouge_l", "reference_logprob", "judge_score")  # scores of which the summary has means
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: the turns up to a user's, and the reference, empty where there is none."""
+    """What is asked: the turns up to a user's, and the reference, empty where there is none.
+
+    given: the input at the end of an Alpaca row's request, which some templates set apart.
+    """
 
     id: str
     turns: tuple[Message, ...]
     reference: str = ""
+    given: str = ""
+
+    def conversation(self, answer: str) -> Conversation:
+        """The turns with an answer to them."""
+        said: Message = {"role": "assistant", "content": answer}
+        meta = {"alpaca_input": self.given} if self.given else {}
+        return Conversation(self.id, [*self.turns, said], meta=meta)
+
+
+Render = Callable[[Question], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +71,9 @@ def question_of(record: Conversation) -> Question | None:
     reference = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
     if not turns or turns[-1]["role"] != "user":
         return None
-    return Question(record.id, tuple(turns), reference)
+    return Question(
+        record.id, tuple(turns), reference, template_turns(record)[len(turns) - 1].get("input", "")
+    )
 
 
 def ask(
@@ -61,18 +81,22 @@ def ask(
     questions: Iterable[Question],
     *,
     max_tokens: int,
+    render: Render | None = None,
     listener: Listener | None = None,
 ) -> tuple[list[Answer], dict[str, int]]:
     """The answers in the order of the questions, and the questions that could not be asked, by reason: `template` (it
     refuses the turns), `too_long` (no room for an answer), `failed` (the engine gave up).
 
-    Raises InputRefused for a model without a chat template, UsageError if sacrebleu is missing where a row has a
-    reference.
+    render: the whole prompt of a question with an input of its own; without it, such an input stays where it stands.
+
+    Raises InputRefused for a model without a chat template, UsageError if sacrebleu or rouge-score is missing where a
+    row has a reference.
     """
     skipped: Counter[str] = Counter()
-    requests = list(_requests(engine, questions, max_tokens, skipped))
+    requests = list(_requests(engine, questions, max_tokens, render, skipped))
     if any(question.reference for question, _ in requests):
         _chrf()  # missing, it is told before any work
+        _rouge()
     answered: dict[int, Answer] = {}
     state = Progress(len(requests), phase="answering")
     for done in _generated(engine, [request for _, request in requests], max_tokens):
@@ -90,7 +114,11 @@ def ask(
 
 
 def _requests(
-    engine: Engine, questions: Iterable[Question], max_tokens: int, skipped: Counter[str]
+    engine: Engine,
+    questions: Iterable[Question],
+    max_tokens: int,
+    render: Render | None,
+    skipped: Counter[str],
 ) -> Iterator[tuple[Question, Request]]:
     prefixes: dict[tuple[str | None, int], ChatPrefix] = {}
     engine.chat_prefix()  # a model without a template is refused as a whole, not row by row
@@ -98,6 +126,7 @@ def _requests(
     for question in questions:
         try:
             prefix, text = _prompt(engine, question, prefixes)
+            text = render(question) if render and question.given else text
         except InputRefused:
             skipped["template"] += 1
             continue
@@ -143,6 +172,7 @@ def _answer(question: Question, text: str, tokens: int, finish_reason: str) -> A
     scores = {"repetition": round(repetition(text), 6)}
     if question.reference:
         scores["chrf"] = chrf(text, question.reference)
+        scores["rouge_l"] = rouge_l(text, question.reference)
     return Answer(question, text, tokens, finish_reason, scores)
 
 
@@ -151,16 +181,50 @@ def chrf(text: str, reference: str) -> float:
     return float(_chrf()(text, [reference]).score)
 
 
-def _chrf() -> Callable[..., Any]:
-    from ojak.errors import UsageError
+def rouge_l(text: str, reference: str) -> float:
+    """ROUGE-L (F1) of one text against one reference, 0 to 100, without stemming. Raises UsageError if rouge-score is
+    not installed.
 
+    Words are runs of letters and digits of any script; the library's own tokenizer knows ASCII alone, and gives the
+    same there.
+    """
+    return 100 * float(_rouge().score(reference, text)["rougeL"].fmeasure)
+
+
+class Words:
+    """Splits texts for rouge-score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text.lower())
+
+
+def _chrf() -> Callable[..., Any]:
     try:
         from sacrebleu import sentence_chrf
     except ImportError as error:
-        raise UsageError(
-            "comparing answers with references needs sacrebleu", fix="pip install 'ojak[eval]'"
-        ) from error
+        raise _missing("sacrebleu") from error
     return sentence_chrf
+
+
+@functools.cache
+def _rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise _missing("rouge-score") from error
+    return RougeScorer(["rougeL"], tokenizer=Words())
+
+
+def _missing(package: str) -> UsageError:
+    return UsageError(f"comparing answers with references needs {package}", fix="pip install 'ojak[eval]'")
+
+
+def with_scores(answers: Iterable[Answer], name: str, values: Iterable[float | None]) -> list[Answer]:
+    """The answers, each with its value as another score; without, where that is None."""
+    return [
+        each if value is None else replace(each, scores={**each.scores, name: value})
+        for each, value in zip(answers, values, strict=True)
+    ]
 
 
 def summary(answers: Sequence[Answer], skipped: dict[str, int]) -> dict[str, Any]:
@@ -176,7 +240,7 @@ def summary(answers: Sequence[Answer], skipped: dict[str, int]) -> dict[str, Any
         "looping": list(share(sum(each.scores["repetition"] > LOOPS_FROM for each in answers), count)),
         "tokens_median": statistics.median(each.tokens for each in answers),
     }
-    for name in ("chrf", "judge_score"):
+    for name in COMPARED:
         values = [each.scores[name] for each in answers if name in each.scores]
         if values:
             found[name] = {"mean": statistics.fmean(values), "rows": len(values)}

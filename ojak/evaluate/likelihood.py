@@ -7,6 +7,7 @@ than the model reads are scored in windows that overlap by half, so that every t
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ojak.chat import encode_chats
 from ojak.engines.base import Scored
 from ojak.engines.native import NativeEngine
 from ojak.errors import InputRefused
+from ojak.formats import template_turns
 from ojak.records import AnyRecord, Conversation, Document
 
 BLOCK = 64  # rows encoded at once
@@ -95,6 +97,25 @@ def likelihood(engine: NativeEngine, records: Iterable[AnyRecord]) -> Likelihood
     return Likelihood(rows, totals, tokens, sizes, dict(skipped))
 
 
+def reference_logprobs(engine: NativeEngine, chats: Sequence[Conversation]) -> list[float | None]:
+    """The mean natural log-probability of a token of each conversation's last answer, the token that ends the turn
+    included, given all that stands before it. None where the template refuses the turns, or they are too long.
+    """
+    encoded = list(_chats(engine, list(enumerate(chats))))
+    answers = [_last_answer(each) for each in encoded if isinstance(each, Encoded)]
+    scores = engine.score(answers)
+    return [statistics.fmean(next(scores)) if isinstance(each, Encoded) else None for each in encoded]
+
+
+def _last_answer(row: Encoded) -> Scored:
+    """The last run of tokens that count, after all before it."""
+    end = len(row.counted) - row.counted[::-1].index(True)
+    begin = end
+    while row.counted[begin - 1]:
+        begin -= 1
+    return Scored(tuple(row.ids[:begin]), tuple(row.ids[begin:end]))
+
+
 def _encoded(
     engine: NativeEngine, block: Sequence[tuple[int, AnyRecord]], skipped: Counter[str]
 ) -> Iterator[Encoded]:
@@ -131,7 +152,7 @@ def _chats(engine: NativeEngine, chats: Sequence[tuple[int, Conversation]]) -> I
     model = engine.model
     if not chats:
         return
-    found = encode_chats(model.chat_template, model.tokenizer, [chat.messages for _, chat in chats])
+    found = encode_chats(model.chat_template, model.tokenizer, [template_turns(chat) for _, chat in chats])
     for (number, chat), encoded in zip(chats, found, strict=True):
         if isinstance(encoded, InputRefused):
             yield "template"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +14,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from ojak._files import TargetLock, target_exists
+from ojak._files import TargetLock, sha256_file, target_exists, write_atomic
 from ojak._progress import Listener, silent
 from ojak.artifact import Artifact, publish
+from ojak.chat import ChatTemplate
 from ojak.engines.base import Engine
 from ojak.engines.native import NativeEngine
 from ojak.engines.open import EngineSpec, open_engine
@@ -20,14 +25,21 @@ from ojak.engines.remembering import remembering
 from ojak.errors import InputRefused, UsageError
 from ojak.evaluate import answers as answering
 from ojak.evaluate import instructions as checking
+from ojak.evaluate import probe as probing
 from ojak.evaluate.answers import Answer, Question
 from ojak.evaluate.config import EvaluateConfig
-from ojak.evaluate.likelihood import Likelihood, likelihood, ratio_interval
-from ojak.formats import load
+from ojak.evaluate.harness import HarnessFigures, check_harness, run_harness
+from ojak.evaluate.harness_tasks import Task
+from ojak.evaluate.likelihood import Likelihood, likelihood, ratio_interval, reference_logprobs
 from ojak.judge import Judge, load_calibration
+from ojak.judge.facts import Fact, Recalled, read_facts
+from ojak.model.files import cached_sha256
 from ojak.model.load import Model, load_model, read_source
-from ojak.records import AnyRecord, Conversation, Message
+from ojak.records import AnyRecord, Conversation
+from ojak.sources import read_all
 
+LIKELIHOOD_FILE = "likelihood.json"  # of each row that was scored: what the sums are made of
+LIKELIHOOD = ("rows", "nats", "tokens", "bytes")
 LEDGER = ".answers-{}.sqlite"  # of the first model, and of the second
 SAMPLES = 2000  # of the paired bootstrap
 
@@ -42,6 +54,22 @@ class Measured:
     likelihood: Likelihood | None = None
     answers: list[Answer] = field(default_factory=list)
     followed: dict[str, bool] = field(default_factory=dict)
+    recalled: list[Recalled] = field(default_factory=list)
+    harness: HarnessFigures | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is measured of each model, and who hears of it."""
+
+    config: EvaluateConfig
+    records: Sequence[AnyRecord]
+    facts: Sequence[Fact]
+    tasks: list[Task]
+    keep: Keep
+    judge: Engine | None
+    notify: Callable[[str], None]
+    progress: Listener | None
 
 
 def evaluate_model(
@@ -58,14 +86,17 @@ def evaluate_model(
 
     Raises UsageError for settings that do not go together, InputRefused for data or models that cannot be used.
     """
-    records = _records(config)
+    if not config.measures and not config.harness and not config.probe:
+        raise UsageError("nothing is to be measured", fix="give --measure, --probe or --harness")
+    records, tasks = _records(config), check_harness(config)
+    facts = read_facts(config.probe) if config.probe else []
     keep = Keep(Path(out) if out is not None else None)
     with keep:
-        judge = _others(config, notify)
-        found = _measure(config, config.model, records, keep, judge, notify, progress)
+        work = Work(config, records, facts, tasks, keep, _others(config, notify), notify, progress)
+        found = _measure(work, config.model)
         result: dict[str, Any] = {"model": found.model, "identity": found.identity, **found.summary}
         if config.against:
-            other = _measure(config, config.against, records, keep, judge, notify, progress)
+            other = _measure(work, config.against)
             result["against"] = {"model": other.model, "identity": other.identity, **other.summary}
             result["difference"] = differences(found, other, config.seed)
         if keep.folder is not None:
@@ -117,30 +148,40 @@ def _records(config: EvaluateConfig) -> list[AnyRecord]:
         return []
     path = Path(config.data)
     if not path.exists():
-        raise InputRefused(f"{path} is not there", fix="give --data a file, or a folder that ojak made")
-    if config.split is not None:
-        rows: list[AnyRecord] = list(Artifact.open(path).records(config.split))
-    else:
-        rows = list(load(path))
+        raise UsageError(
+            f"there is nothing at {config.data!r}", fix="give --data a file, a folder or an artifact"
+        )
+    rows = list(read_all(path, config.split))
     if config.limit is not None and len(rows) > config.limit:
         rows = [rows[i * len(rows) // config.limit] for i in range(config.limit)]
     if not rows:
-        raise InputRefused(f"{path} has no rows")
+        raise InputRefused(
+            f"{path} has no rows",
+            why="there is nothing to measure by",
+            fix="give --data a file or folder with rows",
+        )
     return rows
 
 
-def _measure(
-    config: EvaluateConfig,
-    name: str,
-    records: Sequence[AnyRecord],
-    keep: Keep,
-    judge: Engine | None,
-    notify: Callable[[str], None],
-    progress: Listener | None,
-) -> Measured:
-    model = load_model(name, dtype=config.dtype, accept_license=config.accept_license, notify=notify)
-    engine = NativeEngine(model)
-    found = Measured(name, engine.identity)
+def _measure(work: Work, name: str) -> Measured:
+    config = work.config
+    found = Measured(name, {})
+    if work.tasks:  # first, as long as no model is in this process's memory
+        found.harness = run_harness(name, work.tasks, config, work.notify)
+        found.identity = found.harness.identity
+    if config.measures or work.facts:
+        _measure_here(work, found)
+    if found.harness:
+        found.summary["harness"] = found.harness.tasks
+    return found
+
+
+def _measure_here(work: Work, found: Measured) -> None:
+    """What needs the model in this process."""
+    config, records, notify = work.config, work.records, work.notify
+    model = load_model(found.model, dtype=config.dtype, accept_license=config.accept_license, notify=notify)
+    engine = NativeEngine(_with_template(model, config, notify))
+    found.identity = engine.identity
     if "likelihood" in config.measures:
         notify(f"reading {len(records):,} rows with {model.name}")
         found.likelihood = likelihood(engine, records)
@@ -148,15 +189,28 @@ def _measure(
             raise InputRefused(
                 f"none of the {len(records):,} rows can be scored by {model.name}",
                 why=_why(model, found.likelihood),
+                fix="give rows that it reads: plain text for a base model, conversations that its template takes",
             )
         found.summary |= found.likelihood.summary(config.seed)
+    if work.facts:
+        notify(f"asking {model.name} for {len(work.facts):,} facts")
+        found.recalled = probing.probe(engine, work.facts)
+        found.summary["probe"] = probing.summary(found.recalled, config.seed)
     questions = _questions(config, records)
     if questions:
-        _write(found, engine, questions, config, keep, progress)
-        if judge is not None:
-            _grade(found, judge)
+        _write(found, engine, questions, work)
+        if work.judge is not None:
+            _grade(found, work.judge)
         _summarize(found, config)
-    return found
+
+
+def _with_template(model: Model, config: EvaluateConfig, notify: Callable[[str], None]) -> Model:
+    """The model; if it has no chat template, with that of `config.template_of` and what ends an answer there."""
+    if config.template_of is None or model.chat_template:
+        return model
+    other = read_source(config.template_of, accept_license=config.accept_license, notify=notify)
+    stops = tuple(dict.fromkeys((*other.stop_ids, *model.stop_ids)))
+    return replace(model, chat_template=other.chat_template, stop_ids=stops)
 
 
 def _why(model: Model, found: Likelihood) -> str:
@@ -172,24 +226,42 @@ def _questions(config: EvaluateConfig, records: Sequence[AnyRecord]) -> list[Que
         chats = (answering.question_of(row) for row in records if isinstance(row, Conversation))
         found = [question for question in chats if question]
         if not found:
-            raise InputRefused(f"{config.data} holds no requests", why="answers are asked for conversations")
+            raise InputRefused(
+                f"{config.data} holds no requests",
+                why="none of its rows is a conversation with a user's turn",
+                fix="leave out --measure answers, or give conversations",
+            )
     if "instructions" in config.measures:
         asked = checking.instructions(config.checks, config.seed)
         found += [Question(each.id, each.messages) for each in asked]
     return found
 
 
-def _write(
-    found: Measured,
-    engine: NativeEngine,
-    questions: Sequence[Question],
-    config: EvaluateConfig,
-    keep: Keep,
-    progress: Listener | None,
-) -> None:
-    asked = keep.remembering(engine)
-    found.answers, skipped = answering.ask(asked, questions, max_tokens=config.max_tokens, listener=progress)
+def _write(found: Measured, engine: NativeEngine, questions: Sequence[Question], work: Work) -> None:
+    """The answers, and how likely the model finds the references."""
+    answers, skipped = answering.ask(
+        work.keep.remembering(engine), questions, max_tokens=work.config.max_tokens,
+        render=_renderer(engine.model), listener=work.progress,
+    )  # fmt: skip
+    asked = [each.question for each in answers if each.question.reference]
+    likely = iter(reference_logprobs(engine, [each.conversation(each.reference) for each in asked]))
+    values = [next(likely) if each.question.reference else None for each in answers]
+    found.answers = answering.with_scores(answers, "reference_logprob", values)
     found.summary["unasked"] = skipped
+
+
+def _renderer(model: Model) -> answering.Render:
+    """Prompts in which the model's own template sets an input apart."""
+
+    def render(question: Question) -> str:
+        turns: list[dict[str, str]] = [
+            {"role": turn["role"], "content": turn["content"]} for turn in question.turns
+        ]
+        turns[-1]["input"] = question.given
+        template = ChatTemplate.of(model.chat_template, model.tokenizer)
+        return template.render([turns], add_generation_prompt=True)[0]
+
+    return render
 
 
 def _fit_judge(config: EvaluateConfig, notify: Callable[[str], None]) -> Engine:
@@ -209,10 +281,8 @@ def _fit_judge(config: EvaluateConfig, notify: Callable[[str], None]) -> Engine:
 def _grade(found: Measured, judge: Engine) -> None:
     """The judge's grade for each answer."""
     graded = Judge(judge).judge(conversation(each) for each in found.answers)
-    found.answers = [
-        answer if grade is None else replace(answer, scores={**answer.scores, "judge_score": round(grade, 3)})
-        for answer, (_, grade) in zip(found.answers, graded, strict=True)
-    ]
+    grades = [None if grade is None else round(grade, 3) for _, grade in graded]
+    found.answers = answering.with_scores(found.answers, "judge_score", grades)
 
 
 def _summarize(found: Measured, config: EvaluateConfig) -> None:
@@ -227,6 +297,15 @@ def _summarize(found: Measured, config: EvaluateConfig) -> None:
         found.followed = {
             each.id: checking.follows(each.demand, texts[each.id]) for each in asked if each.id in texts
         }
+        found.answers = [_with_verdict(answer, found.followed) for answer in found.answers]
+
+
+def _with_verdict(answer: Answer, followed: Mapping[str, bool]) -> Answer:
+    """The answer, to a built-in instruction with 1 or 0 for whether it followed it."""
+    verdict = followed.get(answer.question.id)
+    if verdict is None:
+        return answer
+    return replace(answer, scores={**answer.scores, "followed": float(verdict)})
 
 
 def differences(found: Measured, other: Measured, seed: int) -> dict[str, list[float]]:
@@ -240,7 +319,7 @@ def differences(found: Measured, other: Measured, seed: int) -> dict[str, list[f
         a, b, w = (np.asarray(x, dtype=np.float64) for x in (left, right, weight))
         if len(a):
             result[name] = ratio_interval(a - b, w, random, SAMPLES)
-    return result
+    return result | probing.differences(found.recalled, other.recalled, seed)
 
 
 Paired = tuple[Sequence[float], Sequence[float], Sequence[float]]
@@ -252,7 +331,7 @@ def _paired(found: Measured, other: Measured) -> Mapping[str, Paired]:
     if found.likelihood and other.likelihood:
         pairs["bits_per_byte"] = _bits(found.likelihood, other.likelihood)
     theirs = {each.question.id: each for each in other.answers}
-    for name in ("chrf", "judge_score", "repetition"):
+    for name in (*answering.COMPARED, "repetition"):
         both = [
             (each.scores[name], theirs[each.question.id].scores[name])
             for each in found.answers
@@ -263,6 +342,10 @@ def _paired(found: Measured, other: Measured) -> Mapping[str, Paired]:
     pairs["stopped"] = _columns([(a.finish_reason == "stop", b.finish_reason == "stop") for a, b in both])
     common = found.followed.keys() & other.followed.keys()
     pairs["instructions"] = _columns([(found.followed[i], other.followed[i]) for i in sorted(common)])
+    if found.harness and other.harness:
+        for place, values in found.harness.values.items():
+            both = list(zip(values, other.harness.values[place], strict=True))
+            pairs[": ".join(("harness", *place))] = _columns(both)
     return pairs
 
 
@@ -283,23 +366,42 @@ def _bits(ours: Likelihood, theirs: Likelihood) -> Paired:
 
 def conversation(answer: Answer) -> Conversation:
     """The request with the model's answer, its scores, and how it ended."""
-    said: Message = {"role": "assistant", "content": answer.text}
-    meta: dict[str, Any] = {"finish_reason": answer.finish_reason, "tokens": answer.tokens}
+    row = answer.question.conversation(answer.text)
+    row.meta.update(finish_reason=answer.finish_reason, tokens=answer.tokens)
     if answer.question.reference:
-        meta["reference"] = answer.question.reference
-    return Conversation(
-        answer.question.id, [*answer.question.turns, said], meta=meta, scores=dict(answer.scores)
-    )
+        row.meta["reference"] = answer.question.reference
+    row.scores.update(answer.scores)
+    return row
 
 
 def _publish(folder: Path, config: EvaluateConfig, found: Measured, result: dict[str, Any]) -> Artifact:
     settings = config.model_dump(mode="json", exclude={"accept_license"})
-    source = Path(config.data) if config.data and Path(config.data).is_dir() else None
+    stats = dict(result)
+    if found.likelihood is not None:
+        rows = json.dumps({name: getattr(found.likelihood, name) for name in LIKELIHOOD}).encode() + b"\n"
+        write_atomic(folder / LIKELIHOOD_FILE, rows)
+        stats["likelihood_sha256"] = hashlib.sha256(rows).hexdigest()
     return publish(
         folder,
         kind="evaluate",
-        records=map(conversation, found.answers),
+        records=itertools.chain(map(conversation, found.answers), probing.rows(found.recalled)),
         config=settings,
-        inputs=[source] if source else [],
-        stats=result,
+        inputs=inputs_of(config, folder),
+        stats=stats,
     )
+
+
+def inputs_of(config: EvaluateConfig, folder: Path) -> list[dict[str, Any]]:
+    """What a result in `folder` was made from, for its manifest: the data, and the run that made the model."""
+    inputs: list[dict[str, Any]] = []
+    for name, text in (("data", config.data), ("probe", config.probe), ("model", config.model)):
+        path = Path(text) if text else None
+        if path is None or not path.exists():
+            continue
+        manifest = path / "manifest.json" if path.is_dir() else None
+        entry: dict[str, Any] = {"what": name, "path": os.path.relpath(path, folder)}
+        if manifest is None:
+            inputs.append(entry | {"sha256": cached_sha256(path)})
+        elif manifest.is_file():
+            inputs.append(entry | {"manifest_sha256": sha256_file(manifest)})
+    return inputs

@@ -17,10 +17,16 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def language(text: str) -> str:
-    """The ISO 639-1 code of the text's language, "und" where there is too little to tell."""
+def identify(text: str) -> tuple[str, float]:
+    """(ISO 639-1 code, how sure, in [0, 1]) of the text's likeliest language; "und" and 0 where it has no letters."""
     text = text[:MOST_CHARS].encode("utf-8", "replace").decode("utf-8")
     if not any(char.isalpha() for char in text):
-        return UNKNOWN
+        return UNKNOWN, 0.0
     code, sure = _identifier().classify(text)
-    return str(code) if sure >= LEAST_SURE else UNKNOWN
+    return str(code), float(sure)
+
+
+def language(text: str) -> str:
+    """The ISO 639-1 code of the text's language, "und" where there is too little to tell."""
+    code, sure = identify(text)
+    return code if sure >= LEAST_SURE else UNKNOWN

@@ -41,6 +41,13 @@ class Likelihood(NamedTuple):
         return (self.given - self.alone) / max(1, self.tokens)
 
 
+class Read(NamedTuple):
+    """Sums of natural log-probabilities of a text's tokens: one for each of the prompts that it was read after."""
+
+    sums: tuple[float, ...]
+    tokens: int
+
+
 def likelihoods(engine: Engine, rows: Iterable[Row]) -> Iterator[Likelihood]:
     """For each row, in order, read as needed; of a long text its beginning and its end (`shortened`).
 
@@ -49,13 +56,26 @@ def likelihoods(engine: Engine, rows: Iterable[Row]) -> Iterator[Likelihood]:
     require(engine, "the likelihood of responses", "raw_prompt", "scores")
     around = engine.chat_prefix()
     special = tuple({*engine.special_tokens, *around.stop_strings})
+    shown = ([neutral(shortened(engine, text), special) for text in row[:2]] for row in rows)
+    framed = (
+        ((f"{around.pre_query}{asked}{around.post_query}", f"{around.pre_query}{around.post_query}"), answer)
+        for asked, answer in shown
+    )
+    for (given, alone), tokens in read_after(engine, framed):
+        yield Likelihood(given, alone, tokens)
+
+
+def read_after(engine: Engine, rows: Iterable[tuple[tuple[str, ...], str]]) -> Iterator[Read]:
+    """For each (prompts, text), in order, read as needed: how probable the text is after each prompt, as they stand.
+
+    All rows have the same number of prompts. Raises UsageError for a row that does not fit the model.
+    """
     stream = iter(rows)
     while block := list(islice(stream, BLOCK)):
-        shown = [[neutral(shortened(engine, text), special) for text in row[:2]] for row in block]
-        given = engine.score(
-            Scored(f"{around.pre_query}{asked}{around.post_query}", answer) for asked, answer in shown
-        )
-        # One kind after the other: what all prompts of a kind have in common is read once.
-        alone = engine.score(Scored(f"{around.pre_query}{around.post_query}", answer) for _, answer in shown)
-        pairs = zip(list(given), list(alone), strict=True)
-        yield from (Likelihood(sum(with_), sum(without), len(with_)) for with_, without in pairs)
+        # One kind of prompt after the other: what all prompts of a kind have in common is read once.
+        read = [
+            list(engine.score(Scored(prompt, text) for prompt, (_, text) in zip(kind, block, strict=True)))
+            for kind in zip(*(prompts for prompts, _ in block), strict=True)
+        ]
+        for scores in zip(*read, strict=True):
+            yield Read(tuple(map(sum, scores)), len(scores[0]))

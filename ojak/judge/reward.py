@@ -12,6 +12,7 @@ from typing import Any
 
 from ojak.errors import InputRefused, UsageError
 from ojak.judge.prompts import neutral
+from ojak.model.hub import HUB_NAME
 
 MOST_TOKENS = 4096
 ENGINE = "reward"  # what the identity of a reward model says instead of an engine's name
@@ -25,8 +26,14 @@ class RewardModel:
     """
 
     def __init__(self, name: str) -> None:
-        """`name`: a folder, or a name on the hub. Raises UsageError without transformers, InputRefused for a model
-        that is no such head."""
+        """`name`: a folder, or a name on the hub. Raises UsageError without transformers, or for what can be neither;
+        InputRefused for a model that is no such head."""
+        if not (Path(name).is_dir() or HUB_NAME.fullmatch(name)):
+            raise UsageError(
+                f"there is no reward model {name[:200]!r}",
+                why="it is neither a folder nor a name on the hub",
+                fix="give the folder of a sequence-classification model, or its name on the hub (org/name)",
+            )
         try:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
             from transformers.utils.import_utils import is_torch_cuda_available

@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from test_likelihood import TEMPLATE, chat
 from typer.testing import CliRunner, Result
 
 from ojak.artifact import verify
+from ojak.chat import encode_chat
 from ojak.cli.app import app
 from ojak.engines.native import NativeEngine
-from ojak.evaluate.answers import Question, ask, question_of
+from ojak.evaluate.answers import Question, ask, question_of, rouge_l
 from ojak.evaluate.config import EvaluateConfig
-from ojak.evaluate.likelihood import Likelihood
-from ojak.evaluate.run import Measured, differences, evaluate_model
+from ojak.evaluate.likelihood import Likelihood, likelihood, reference_logprobs
+from ojak.evaluate.run import Measured, _renderer, differences, evaluate_model
+from ojak.formats import load, template_turns
+from ojak.model.load import load_model
 from ojak.records import Conversation
 
 
@@ -65,7 +69,9 @@ def test_all_measures_and_the_artifact(models: dict[str, str], rows: str, tmp_pa
     assert told["rows"] == 6
     assert told["perplexity_interval"][0] <= told["perplexity"] <= told["perplexity_interval"][1]
     assert told["answers"]["rows"] == 6
-    assert told["answers"]["chrf"]["rows"] == 6
+    for name in ("chrf", "rouge_l", "reference_logprob"):
+        assert told["answers"][name]["rows"] == 6
+    assert told["answers"]["reference_logprob"]["mean"] == pytest.approx(-told["loss"], rel=1e-2)
     assert told["instructions"]["rows"] == 16
     artifact = verify(out)
     assert artifact.counts["accepted"] == 22
@@ -129,8 +135,6 @@ def test_answers_that_are_there_are_not_asked_for_again(
 
 
 def test_questions_that_cannot_be_asked_are_counted(models: dict[str, str]) -> None:
-    from ojak.model.load import load_model
-
     engine = NativeEngine(load_model(models["a"], dtype="float32"))
     odd = Question("odd", ({"role": "user", "content": "a"}, {"role": "user", "content": "b"}))
     long = Question("long", ({"role": "user", "content": "x" * 600},))
@@ -143,8 +147,9 @@ def test_questions_that_cannot_be_asked_are_counted(models: dict[str, str]) -> N
     ("arguments", "code", "words"),
     [
         (["--measure", "likelihood"], 2, "--data"),
-        (["--data", "nothing.jsonl"], 9, "not there"),
-        (["--data", "{rows}", "--measure", "charm"], 2, "measures"),
+        (["--data", "nothing.jsonl"], 2, "there is nothing at 'nothing.jsonl'"),
+        (["--data", "{rows}", "--measure", "charm"], 2, "likelihood, answers, instructions"),
+        (["--data", "{rows}", "--split", "test"], 2, "has no splits"),
         (["--data", "{rows}", "--judge", "{a}", "--measure", "answers"], 2, "may not grade"),
     ],
 )
@@ -179,6 +184,89 @@ def test_a_base_model_is_refused_for_conversations_and_read_for_text(
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"text": "Some text to read."}) + "\n", "utf-8")
     assert ojak("evaluate", models["base"], "--data", str(text)).exit_code == 0
+
+
+def test_a_folder_of_texts_is_read_as_training_reads_it(models: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("Some text to read.", "utf-8")
+    (tmp_path / "texts/b.md").write_text("Another one.", "utf-8")
+    (tmp_path / "texts/c.jsonl").write_text(json.dumps({"text": "A third."}) + "\n", "utf-8")
+    found = evaluate_model(EvaluateConfig(model=models["base"], data=str(tmp_path / "texts")))
+    assert found["rows"] == 3
+    alone = evaluate_model(EvaluateConfig(model=models["base"], data=str(tmp_path / "texts/b.md")))
+    assert alone["bytes"] == len("nother one.")  # this model has no BOS: the first token is only read
+    (tmp_path / "none").mkdir()
+    empty = ojak("evaluate", models["base"], "--data", str(tmp_path / "none"))
+    assert empty.exit_code == 9 and "fix:" in empty.stderr
+    (tmp_path / "empty.jsonl").write_text("", "utf-8")
+    empty = ojak("evaluate", models["base"], "--data", str(tmp_path / "empty.jsonl"))
+    assert empty.exit_code == 9 and "why:" in empty.stderr and "fix:" in empty.stderr
+
+
+def test_a_reference_is_scored_after_the_request(models: dict[str, str]) -> None:
+    model = load_model(models["a"], dtype="float32")
+    rows = [chat("Who?", "A crow."), chat("Who?", "A crow.", "Sure?", "Yes."), chat("a", "</s>")]
+    found = reference_logprobs(NativeEngine(model), rows)
+    for row, value in zip(rows[:2], found, strict=False):
+        ids, _ = encode_chat(TEMPLATE, model.tokenizer, row.messages)
+        logits = model.decoder(torch.tensor([ids]))[0].double().log_softmax(-1)
+        said = len(row.messages[-1]["content"].encode()) + 1  # with the token that ends the turn
+        expected = [float(logits[place - 1, ids[place]]) for place in range(len(ids) - said, len(ids))]
+        assert value == pytest.approx(sum(expected) / said, abs=1e-5)
+    assert found[2] is None
+
+
+def test_rouge_l_is_the_librarys_and_reads_every_script() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    library = RougeScorer(["rougeL"])
+    for text, reference in (
+        ("The cat_sat on a mat.", "A cat sat, on 2 mats!"),
+        ("", "x"),
+        ("a b c", "c b a"),
+    ):
+        expected = 100 * library.score(reference, text)["rougeL"].fmeasure
+        assert rouge_l(text, reference) == pytest.approx(expected)
+    assert rouge_l("까마귀와 까치가 다리를 놓는다", "까치가 다리를 놓는다") == pytest.approx(100 * 6 / 7)
+
+
+def test_an_alpaca_row_is_asked_in_the_prompt_that_was_learnt(tmp_path: Path) -> None:
+    """Its input goes where the model's own template has it."""
+    template = TEMPLATE.replace(
+        "{{ m.content }}", "{{ m.content }}{% if m.input %}({{ m.input }}){% endif %}"
+    )
+    model = replace(tiny.model(), chat_template=template)
+    path = tmp_path / "alpaca.json"
+    path.write_text(json.dumps([{"instruction": "Add.", "input": "1 and 2", "output": "3"}]), "utf-8")
+    (row,) = load(path)
+    assert isinstance(row, Conversation)
+    question = question_of(row)
+    assert question is not None and question.given == "1 and 2"
+    assert _renderer(model)(question) == "[user]Add.\n1 and 2(1 and 2)</s>[assistant]"
+    seen: list[str] = []
+
+    class Listening(NativeEngine):
+        def generate(self, requests: Any, *, longest: int) -> Any:
+            asked = list(requests)
+            seen.extend(str(each.prompt) for each in asked)
+            return super().generate(iter(asked), longest=longest)
+
+    answers, _ = ask(Listening(model), [question], max_tokens=4, render=_renderer(model))
+    assert len(answers) == 1 and seen == ["[user]Add.\n1 and 2(1 and 2)</s>[assistant]"]
+    ids, mask = encode_chat(template, model.tokenizer, template_turns(row))
+    assert likelihood(NativeEngine(model), [row]).tokens == (sum(mask),)
+    assert likelihood(NativeEngine(model), [row]).nats[0] == pytest.approx(
+        -sum(
+            float(value)
+            for value in model.decoder(torch.tensor([ids]))[0]
+            .double()
+            .log_softmax(-1)[
+                [place - 1 for place, counts in enumerate(mask) if counts],
+                [ids[place] for place, counts in enumerate(mask) if counts],
+            ]
+        ),
+        abs=1e-4,
+    )
 
 
 def test_rows_are_taken_evenly(models: dict[str, str], rows: str) -> None:
