@@ -37,6 +37,14 @@ LIMITS = (
     "No licence is given for the rows. The licences of the models above may bind whoever uses what they wrote.",
 )
 
+FOUND = "corpus"  # the kind of an artifact of texts that were found, not written by a model
+LIMITS_OF_FOUND = (
+    "The texts were found in files and pages. They can be wrong, one-sided or out of date; the rights in them belong to"
+    " whoever wrote them, and no licence is given here.",
+    "Only what the settings above name was checked. What they do not name (facts, names of people, test sets of a "
+    "benchmark) was not looked for.",
+)
+
 
 def ancestors(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
     """The manifests that `manifest`, of an artifact in `folder`, was made from: the nearest first, each once.
@@ -74,9 +82,14 @@ def render(manifest: Manifest, splits: Mapping[str, int], sources: Sequence[Mani
         _models(line),
         _settings(line),
         _files(manifest["files"]),
-        "## Limits\n\n" + "".join(f"- {text}\n" for text in LIMITS),
+        "## Limits\n\n" + "".join(f"- {text}\n" for text in (LIMITS_OF_FOUND if _is_found(line) else LIMITS)),
     ]
     return "\n".join(filter(None, parts))
+
+
+def _is_found(line: Sequence[Manifest]) -> bool:
+    """Whether no model wrote any of it."""
+    return all(each["kind"] == FOUND for each in line)
 
 
 def code(value: object, length: int = 120) -> str:
@@ -98,7 +111,9 @@ def _head(manifest: Manifest, splits: Mapping[str, int], line: Sequence[Manifest
         "pretty_name": f"{rows:,} rows made with ojak ({manifest['kind']})",
         "size_categories": [next((name for most, name in SIZES if rows < most), "n>10M")],
         "task_categories": ["text-generation"],
-        "tags": list(dict.fromkeys(["synthetic", "ojak", *(each["kind"] for each in line)])),
+        "tags": list(
+            dict.fromkeys([*([] if _is_found(line) else ["synthetic"]), "ojak", *(e["kind"] for e in line)])
+        ),
         "configs": [{"config_name": "default", "data_files": files}],
     }
     if isinstance(language, str) and LANGUAGE.fullmatch(language):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,14 @@ class Embedder:
         load = _loader()
         folder = hub.find(name, accept_license=accept_license, offline=offline, notify=notify, nested=True)
         check_folder(folder)
-        model = load(
-            str(folder),
-            device=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True},
-        )
+        with _no_bars():
+            model = load(
+                str(folder),
+                device=device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+            )
         weights = [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]
         return cls(model.eval(), name, combined_sha256(weights, folder))
 
@@ -128,6 +130,20 @@ def _loader() -> Any:
             "embeddings need sentence-transformers, which is not installed", fix='pip install "ojak[embed]"'
         ) from None
     return SentenceTransformer
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws a bar of its own on stderr while it loads weights; not so in here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 # ------------------------------------------------------------------------------------------------- what a folder holds

@@ -76,21 +76,23 @@ def near_duplicates(
     unit: Unit = "word",
     size: int = 5,
     permutations: int = 128,
+    bands: tuple[int, int] | None = None,
 ) -> Clusters:
     """The clusters of rows whose n-grams have at least `threshold` in common.
 
     texts: any number of rows, read once. unit, size: what an n-gram is made of and how many; a text with fewer has
-    one, all of it. Characters suit short texts and scripts without spaces, words long ones.
+    one, all of it. Characters suit short texts and scripts without spaces, words long ones. bands: how many bands of
+    how many values each, instead of as many as `permutations` gives for the threshold.
     Raises UsageError (settings that cannot work), ResourceExhausted (no room for the temporary file).
     """
     import numpy as np
 
     _check(threshold, unit, size, permutations)
-    bands, values = bands_for(threshold, permutations)
+    count, values = bands or bands_for(threshold, permutations)
     with ExitStack() as stack:
         stack.enter_context(disk_errors(Path(tempfile.gettempdir())))
         sets = stack.enter_context(closing(_Sets()))
-        signer = _Signer(bands, values)
+        signer = _Signer(count, values)
         digests, keys = [], []
         for block in _blocks(texts):
             grams, counts = _gram_sets(block, unit, size)
@@ -103,9 +105,9 @@ def near_duplicates(
             _unite_equal(first, np.concatenate(digests))
         exact = first != alone(len(first))
         left = np.flatnonzero(~exact)
-        for band in range(bands if len(left) > 1 else 0):
+        for band in range(count if len(left) > 1 else 0):
             _unite_band(first, left, np.concatenate([block[band] for block in keys])[left], sets, threshold)
-    return Clusters(first, exact, threshold, unit, size, 1 - (1 - threshold**values) ** bands)
+    return Clusters(first, exact, threshold, unit, size, 1 - (1 - threshold**values) ** count)
 
 
 def _check(threshold: float, unit: str, size: int, permutations: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,21 @@ def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
     with pytest.raises(UsageError, match="sentence-transformers"):
         Embedder.open()
+
+
+def test_no_bar_is_drawn_while_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging
+
+    seen: list[bool] = []
+
+    def load(*_: Any, **__: Any) -> Any:
+        seen.append(logging.is_progress_bar_enabled())
+        return SimpleNamespace(eval=Fake)
+
+    monkeypatch.setattr(embedding, "_loader", lambda: load)
+    shown = logging.is_progress_bar_enabled()
+    Embedder.open(str(folder_of(tmp_path, [TRANSFORMER])))
+    assert (seen, logging.is_progress_bar_enabled()) == ([False], shown)
 
 
 class Fake:

@@ -313,3 +313,17 @@ def test_clusters_do_not_depend_on_the_process() -> None:
     }
     assert len(runs) == 1
     assert len(set(runs.pop().split())) > 1
+
+
+def test_bands_that_are_given_find_as_many_pairs_as_their_formula_says() -> None:
+    """FineWeb's 14 bands of 8: a pair at similarity s becomes a candidate with probability 1 - (1 - s^8)^14."""
+    texts: list[str] = []
+    for pair in range(300):
+        words = [f"w{pair}x{place}" for place in range(104)]
+        texts += [" ".join(words), " ".join([*words[:90], *(f"v{pair}x{place}" for place in range(14))])]
+    similarity = 86 / 114  # of 100 5-grams each has 86 in common with the other
+    found = near_duplicates(texts, threshold=0.7, bands=(14, 8))
+    joined = int((~found.stays).sum()) / 300
+    assert abs(joined - (1 - (1 - similarity**8) ** 14)) < 0.08  # three standard deviations
+    assert found.recall == pytest.approx(1 - (1 - 0.7**8) ** 14)
+    assert int((~near_duplicates(texts, threshold=0.7).stays).sum()) == 300
