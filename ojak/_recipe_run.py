@@ -90,7 +90,7 @@ def plan(recipe: Recipe) -> list[Step]:
     again: set[str] = set()
     for chosen in recipe.chosen:
         step = look(recipe, chosen)
-        sources = [name for name in chosen.stage.reads if name in again]
+        sources = [name for name in chosen.reads if name in again]
         if sources and not step.reasons:
             step = replace(step, reasons=(f"{', '.join(sources)} runs first",))
         if again.intersection(chosen.stage.shaped_by):
@@ -184,6 +184,8 @@ def _reasons(recipe: Recipe, chosen: Chosen, record: Mapping[str, Any], has_resu
         f"{name} has a new result" for name in now["inputs"] if before.get(name) != now["inputs"][name]
     ]
     reasons += [f"{name} is no longer read" for name in before if name not in now["inputs"]]
+    files = _dict(record.get("files"))
+    reasons += [f"{path} has changed" for path in now["files"] if files.get(path) != now["files"][path]]
     if record.get("ojak_version") != now["ojak_version"]:
         reasons.append(f"ojak changed: {record.get('ojak_version')} -> {now['ojak_version']}")
     elif record.get("code") != now["code"]:
@@ -217,13 +219,14 @@ def _made_with(recipe: Recipe, chosen: Chosen) -> dict[str, Any]:
     return {
         "settings": chosen.resolved(),
         "inputs": inputs,
+        "files": dict(chosen.stage.files(chosen.settings)),
         "ojak_version": ojak.__version__,
         "code": code_sha256(chosen.stage.code),
     }
 
 
 def _inputs(recipe: Recipe, chosen: Chosen) -> list[Chosen]:
-    return [item for item in recipe.chosen if item.stage.name in chosen.stage.reads]
+    return [item for item in recipe.chosen if item.stage.name in chosen.reads]
 
 
 def _result_sha256(chosen: Chosen) -> str | None:
@@ -239,10 +242,8 @@ def _damage(chosen: Chosen, record: Mapping[str, Any]) -> str:
         return f"its {chosen.stage.result} was changed after it was made"
     if chosen.stage.result != "manifest.json":
         return ""
-    from ojak.artifact import Artifact
-
     try:
-        Artifact.open(chosen.folder)
+        chosen.stage.sound(chosen.folder)
     except VerificationFailed as error:
         return f"its result is damaged: {error.what}"
     return ""

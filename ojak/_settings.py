@@ -96,6 +96,10 @@ def explain(item: Any, name: str, fields: Sequence[str]) -> str:
     if item["type"] == "missing":
         return f"{name} is missing"
     given = item["input"]
+    if item["type"] == "value_error" and isinstance(
+        given, (Mapping, BaseModel)
+    ):  # of the settings as a whole
+        return f"{name}: {str(item['msg']).removeprefix('Value error, ')}".removeprefix(": ")
     shown = re.sub(r"\s+", " ", repr(str(given) if isinstance(given, Path) else given))[:80]
     message = str(item["msg"]).removeprefix("Value error, ")
     if isinstance(item.get("ctx", {}).get("error"), NotShown):

@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from ojak import _recipe_yaml
+from ojak._recipe_head import Given, Head, filled_in, parameter_problems, put_in
 from ojak._recipe_yaml import Parsed, Place
 from ojak._settings import Settings, dotted, explain, meant, problems
 from ojak.errors import UsageError
@@ -29,23 +30,14 @@ from ojak.stages import BY_NAME, STAGES, Stage
 RUNS = Path("runs")
 
 
-class Head(BaseModel):
-    """What stands in the file, before the settings of the stages are looked at."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: Literal[1]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    stages: dict[str, dict[str, Any] | None] = Field(min_length=1)
-
-
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A stage of a recipe with its settings, and the folder of its result."""
+    """A stage of a recipe with its settings, the folder of its result, and the stages whose results it takes."""
 
     stage: Stage
     settings: Settings
     folder: Path
+    reads: tuple[str, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
         """The settings as JSON values, without those that the run sets."""
@@ -67,65 +59,53 @@ class Recipe:
 
 
 def load(path: Path | str, *, out: Path | str | None = None, sets: Sequence[str] = ()) -> Recipe:
-    """The recipe in the file `path`, with the overrides `sets` ("stage.setting=value") put in.
+    """The recipe in the file `path`, with what `sets` say put in: "parameter=value", "scale=NAME" (a scale of the
+    recipe), "stage.setting=value".
 
-    `out` is the run's folder, `runs/<name>` without it. Raises UsageError that lists everything wrong with
-    it, each with its place in the file and the values that are allowed.
+    `out` is the run's folder; without it `runs/<name>`, or `runs/<name>-<scale>`. Raises UsageError that lists
+    everything wrong with the recipe, each with its place in the file and the values that are allowed.
     """
     parsed = _recipe_yaml.read(Path(path))
     if not isinstance(parsed.value, dict):
         raise UsageError(f"{path} is no recipe", fix=f"it must have the keys: {', '.join(Head.model_fields)}")
-    overridden = {_override(parsed, item): item for item in sets}
+    given = put_in(parsed, sets)
     try:
         head = Head.model_validate(parsed.value)
     except ValidationError as error:
         fields = list(Head.model_fields)
-        raise _wrong(
-            path, [_line(parsed, overridden, (), item, fields) for item in error.errors()]
-        ) from error
-    folder = Path(out) if out is not None else RUNS / head.name
-    problems = list(_order_problems(parsed, list(head.stages)))
-    chosen: list[Chosen] = []
-    for name, values in head.stages.items():
-        if name not in BY_NAME:
-            continue
-        stage = BY_NAME[name]
-        settings, found = _settings(
-            parsed, overridden, stage, _filled(stage, values or {}, head.stages, folder)
-        )
-        problems += found
-        if settings is not None:
-            chosen.append(Chosen(stage, settings, folder / name))
-    if problems:
-        raise _wrong(path, problems)
+        raise _wrong(path, [_line(parsed, given, (), item, fields) for item in error.errors()]) from error
+    folder = Path(out) if out is not None else RUNS / "-".join(filter(None, (head.name, given.scale)))
+    problems = [*_order_problems(parsed, list(head.stages))]
+    missing = [*parameter_problems(parsed, head, given)]
+    # Without its parameters nothing can be said of the settings that they stand in.
+    chosen = [] if missing else list(_chosen(parsed, head, given, folder, problems))
+    if problems or missing:
+        raise _wrong(path, [*missing, *problems])
     return Recipe(head.name, folder, tuple(chosen))
 
 
-def _override(parsed: Parsed, text: str) -> Place:
-    """Put `a.b=value` into the document; the first part of the name may be a stage. Gives the place of the value."""
-    name, equals, value = text.partition("=")
-    place: Place = tuple(name.strip().split("."))
-    if not equals or not all(place):
-        raise UsageError(
-            f"--set {text!r} is not of the form name=value", fix="for example --set magpie.rows=64"
-        )
-    if place[0] not in Head.model_fields:
-        place = ("stages", *place)
-    node: Any = parsed.value
-    for depth, key in enumerate(place[:-1]):
-        if isinstance(node, dict) and key in node and node[key] is None:
-            node[key] = {}
-        if not isinstance(node, dict) or key not in node:
-            there = list(node) if isinstance(node, dict) else []
-            raise UsageError(
-                f"--set {text!r}: the recipe has no {'.'.join(map(str, place[: depth + 1]))!r}",
-                fix=meant(str(key), there),
-            )
-        node = node[key]
-    if not isinstance(node, dict):
-        raise UsageError(f"--set {text!r}: {'.'.join(map(str, place[:-1]))!r} holds no settings")
-    node[place[-1]] = _recipe_yaml.value_of(value)
-    return place
+def _chosen(parsed: Parsed, head: Head, given: Given, folder: Path, problems: list[str]) -> Iterator[Chosen]:
+    """The stages with their settings; what is wrong with one goes to `problems`, and it is left out."""
+    unknown: list[str] = []
+    whole = {
+        name: filled_in(parsed, head, given, values, ("stages", name), unknown.append)
+        for name, values in head.stages.items()
+    }
+    problems += unknown
+    before: list[str] = []
+    for name, values in whole.items() if not unknown else ():
+        if name not in BY_NAME:
+            continue
+        stage = BY_NAME[name]
+        settings, found = _settings(parsed, given, stage, _filled(stage, values or {}, whole, folder))
+        problems += found
+        if settings is not None:
+            try:
+                reads = stage.picks(settings, [each for each in before if each in stage.reads])
+                yield Chosen(stage, settings, folder / name, tuple(reads))
+            except UsageError as error:
+                problems.append(f"{parsed.where(('stages', name))}: {name}: {error.what}; {error.fix}")
+        before.append(name)
 
 
 def _order_problems(parsed: Parsed, names: list[str]) -> Iterator[str]:
@@ -159,12 +139,12 @@ def _filled(
 
 
 def _settings(
-    parsed: Parsed, overridden: Mapping[Place, str], stage: Stage, values: dict[str, Any]
+    parsed: Parsed, given: Given, stage: Stage, values: dict[str, Any]
 ) -> tuple[Settings | None, list[str]]:
     """The settings of a stage, or None and all that is wrong with them."""
     place: Place = ("stages", stage.name)
     fields = stage.fields()
-    own = [name for name in values if name in stage.own and (*place, name) in {*parsed.marks, *overridden}]
+    own = [name for name in values if name in stage.own and (*place, name) in {*parsed.marks, *given.places}]
     if own:
         where = parsed.where((*place, own[0]))
         return None, [f"{where}: {own[0]!r} of {stage.name} is set by the run, not by a recipe"]
@@ -173,19 +153,15 @@ def _settings(
         return stage.settings()(**values), []
     # Of the names at the top, those that the run sets are no advice.
     return None, [
-        _line(parsed, overridden, place, item, fields if len(item["loc"]) == 1 else inner)
-        for item, inner in wrong
+        _line(parsed, given, place, item, fields if len(item["loc"]) == 1 else inner) for item, inner in wrong
     ]
 
 
-def _line(
-    parsed: Parsed, overridden: Mapping[Place, str], base: Place, item: Any, fields: Sequence[str]
-) -> str:
+def _line(parsed: Parsed, given: Given, base: Place, item: Any, fields: Sequence[str]) -> str:
     """One line about one error: where, what, the bad value, and what is allowed."""
     place = (*base, *item["loc"])
-    where = next((f"--set {text!r}" for at, text in overridden.items() if place[: len(at)] == at), None)
     name = dotted(place[1:] if place[:1] == ("stages",) and place[1:] else place)
-    return f"{where or parsed.where(place)}: {explain(item, name, fields)}"
+    return f"{given.origin(place) or parsed.where(place)}: {explain(item, name, fields)}"
 
 
 def _wrong(path: Path | str, problems: Sequence[str]) -> UsageError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ojak import _code, _recipe_run, recipe, stages
+from ojak import _code, _recipe_run, _recipe_yaml, recipe, stages
 from ojak.artifact import Artifact, TargetLock, verify
 from ojak.errors import (
     Locked,
@@ -87,7 +87,7 @@ def test_magpie_takes_the_model_of_pull(folder: Path) -> None:
         ("rows: 12", "row: 12", "r.yaml:6:5: there is no setting 'magpie.row'; did you mean 'rows'?"),
         ("    rows: 12\n", "", "r.yaml:4:3: magpie.rows is missing"),
         ("{test: 0.25}", "{test: x}", "r.yaml:7:11: split.test cannot be 'x'"),
-        ("  split", "  splitt", "r.yaml:7:3: there is no stage 'splitt'; did you mean 'split'? there are: pull, personas, magpie"),
+        ("  split", "  splitt", "r.yaml:7:3: there is no stage 'splitt'; did you mean 'split'? there are: pull, texts, corpus"),
         ("version: 1", "version: 2", "r.yaml:1:1: version cannot be 2: Input should be 1"),
         ("version: 1\n", "", "r.yaml:1:1: version is missing"),
         ("name: small", "nmae: small", "r.yaml:2:1: there is no setting 'nmae'; did you mean 'name'?"),
@@ -114,7 +114,9 @@ def test_all_problems_are_listed_at_once(folder: Path) -> None:
     ("stages_text", "match"),
     [
         ("  split: {}\n", "split reads the result of magpie, which must come before it"),
-        ("  report:\n  magpie: {model: scripted, rows: 1}\n", "report reads the result of magpie"),
+        ("  report:\n  magpie: {model: scripted, rows: 1}\n", "report comes before magpie; put it after"),
+        ("  report:\n", "report: there is nothing to report on"),
+        ("  evaluate: {}\n", "evaluate reads the result of train, which must come before it"),
         (
             "  magpie: {model: scripted, rows: 1}\n  pull: {model: m}\n",
             "magpie comes before pull; put it after",
@@ -477,7 +479,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("quickstart", ["pull", "magpie", "curate", "split", "report"]),
+        ("quickstart", ["pull", "magpie", "curate", "split", "train", "evaluate", "report"]),
         ("preferences", ["pull", "magpie", "curate", "pairs", "report"]),
     ],
 )
@@ -492,8 +494,42 @@ def test_the_recipes_are_sound(name: str, expected: list[str]) -> None:
     assert path.read_text("utf-8").startswith("# ")
 
 
-def test_every_recipe_is_checked() -> None:
-    assert sorted(path.stem for path in RECIPES.iterdir()) == ["preferences", "quickstart"]
+def test_chapter_7_needs_its_data_and_has_a_small_variant(tmp_path: Path) -> None:
+    path = RECIPES / "chapter7.yaml"
+    with pytest.raises(UsageError, match=r"needs --set data=VALUE: the path of instruction-data\.json"):
+        recipe.load(path)
+    (tmp_path / "rows.json").write_text("[]", "utf-8")
+    whole, small = (
+        recipe.load(path, sets=[f"data={tmp_path / 'rows.json'}", *sets]).resolved()["stages"]
+        for sets in ((), ("scale=small",))
+    )
+    assert list(whole) == ["pull", "rows", "train", "evaluate", "report"]
+    assert whole["train"]["model"] == whole["pull"]["model"] == "gemma-3-270m"
+    assert list(whole["train"]["arms"]) == ["alpaca", "phi-3", "masked", "lora"]
+    assert (whole["train"]["seeds"], whole["train"]["max_tokens"]) == ([0, 1, 2], 100_000)
+    assert small["train"]["max_tokens"] < 10_000 and small["train"]["seeds"] == [0]
+
+
+def test_a_base_model_learns_from_our_own_rows() -> None:
+    found = recipe.load(RECIPES / "base-to-chat.yaml")
+    names = [item.stage.name for item in found.chosen]
+    assert names == ["magpie", "curate", "split", "train", "evaluate", "report"]
+    settings = found.resolved()["stages"]
+    assert (settings["magpie"]["model"], settings["train"]["model"]) == (
+        "smollm2-135m-instruct",
+        "gemma-3-270m",
+    )
+    assert settings["train"]["lora"] is None
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.iterdir()), ids=lambda path: path.stem)
+def test_every_scale_of_every_recipe_is_sound(path: Path, tmp_path: Path) -> None:
+    head = _recipe_yaml.read(path).value
+    assert head["name"] == path.stem and path.read_text("utf-8").startswith("# ")
+    (tmp_path / "rows.json").write_text("[]", "utf-8")
+    given = [f"{name}={tmp_path / 'rows.json'}" for name in head.get("parameters", {})]
+    for scale in head.get("scales", {}):
+        assert recipe.load(path, sets=[*given, f"scale={scale}"]).out.name == f"{path.stem}-{scale}"
 
 
 # ------------------------------------------------------------------------------------------------- personas, pairs
