@@ -1,5 +1,7 @@
 """The page itself: measures, figures and facts put into one HTML file that asks nothing of any network.
 
+It tells of the rows that were made, of the models that were trained on them and compared, or of both.
+
 All text that comes from a model, a manifest or a row passes through Jinja's autoescape. The page carries no script,
 and its content security policy forbids every load and every script, so that even a hole in the escaping does nothing.
 """
@@ -28,41 +30,87 @@ from ojak.report.measures import (
     measure,
     reason_code,
 )
+from ojak.report.models import Models, read_models
+from ojak.report.training import TrainingRun
 
-MAX_TURNS = 20
+MAX_TURNS, ROWS_SHOWN = 20, 8
 FILE_NAME = "index.html"
 MAX_SETTINGS, MAX_FILES = 120, 40
+MODEL_STYLES = ("style.css", "compare.css", "model.css")
 
 
 def write_report(paths: Sequence[Path] | Path, out: Path, *, replace: bool = False) -> Path:
-    """Write `out/index.html` about the artifacts in `paths` (artifact folders, or a run folder that holds them).
+    """Write `out/index.html` about what is in `paths`: a run folder, or folders of artifacts, training and evaluation.
 
     Returns the page's path. Raises TargetExists where there is a page already and not `replace`, InputRefused where
-    `paths` hold no artifact, UsageError for several Magpie runs, ResourceExhausted on a full disk.
+    `paths` hold nothing to tell of, UsageError for several Magpie runs or comparisons, ResourceExhausted on a full
+    disk.
     """
     page = out / FILE_NAME
     with disk_errors(page):
         if page.exists() and not replace:
             raise TargetExists(f"{page} is there already", fix="name another folder, or pass --overwrite")
-    html = render(sources.find_artifacts(paths))
+    found = sources.find_sources(paths)
+    html = render(found.artifacts, found.trainings, found.comparison)
     write_atomic(page, html.encode())
     return page
 
 
-def render(artifacts: Sequence[Artifact]) -> str:
-    """The page as HTML text; every row of the main artifact is read once. The same artifacts give the same page."""
-    main = sources.main_artifact(artifacts)
-    seed = int(as_number(dig(main.manifest, "config", "seed")) or 0)
+def render(
+    artifacts: Sequence[Artifact], trainings: Sequence[Path] = (), comparison: Path | None = None
+) -> str:
+    """The page as HTML text; every row of the main artifact is read once. The same folders give the same page.
+
+    With `trainings` (folders of training) or a `comparison` (the folder of an evaluation), models are told of: after
+    the story of the data where the artifacts are those of a Magpie run, otherwise before a few of the rows.
+    """
+    main = sources.main_artifact(artifacts) if artifacts else None
+    seed = int(as_number(dig(main.manifest, "config", "seed")) or 0) if main else 0
+    models = read_models(trainings, comparison, seed=seed)
+    if models is None:  # the page is about data, and refused where there are none
+        main = main or sources.main_artifact(artifacts)
+    values = {"seed": seed, "models": models, **_provenance(artifacts, main, models, comparison)}
+    if main is not None and (models is None or main.kind == "magpie"):
+        styles = ("style.css",) if models is None else MODEL_STYLES
+        return _rendered("template", {**values, **styled(*styles), **_data_story(artifacts, main, seed)})
+    assert models is not None
+    values |= styled(*MODEL_STYLES) | _head(artifacts, models)
+    return _rendered("model_page", values | {"data": _rows(artifacts, main, seed)})
+
+
+def _rendered(template: str, values: dict[str, Any]) -> str:
+    return environment().get_template(f"{template}.html.jinja").render(values)
+
+
+def _data_story(artifacts: Sequence[Artifact], main: Artifact, seed: int) -> dict[str, Any]:
     measures = measure(main.records(), main.rejected(), seed=seed)
-    values = {
-        **styled("style.css"),
-        "seed": seed,
+    return {
         **_story(artifacts, main, measures),
         **_figures(artifacts, measures, main),
         **_samples(measures),
-        **_provenance(artifacts, main),
     }
-    return environment().get_template("template.html.jinja").render(values)
+
+
+def _head(artifacts: Sequence[Artifact], models: Models) -> dict[str, Any]:
+    """When and by what version the newest part was made."""
+    manifests = [artifact.manifest for artifact in artifacts] + [run.manifest for run in models.training.runs]
+    newest = max(manifests, key=lambda manifest: str(manifest.get("created", "")), default={})
+    return {"created": _day(newest.get("created")), "version": str(newest.get("ojak_version", ""))[:64]}
+
+
+def _rows(artifacts: Sequence[Artifact], main: Artifact | None, seed: int) -> dict[str, Any] | None:
+    """What a page about models says of the rows; None where no stage left any."""
+    if main is None or not sources.count(main, "rows"):
+        return None
+    measures = measure(main.records(), main.rejected(), seed=seed)
+    read = dig(main.manifest, "config", "data")
+    return {
+        "kind": main.kind,
+        "m": measures,
+        "splits": sources.split_sizes(artifacts) or list(main.splits.items()),
+        "source": ", ".join(map(str, read))[:400] if isinstance(read, list) else str(read or "")[:400],
+        "pairs": [_pair(record) for record in measures.pairs[:ROWS_SHOWN]],
+    }
 
 
 def _story(artifacts: Sequence[Artifact], main: Artifact, measures: Measures) -> dict[str, Any]:
@@ -147,22 +195,13 @@ def reason_notes() -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """A message as the page shows it."""
-
-    role: str
-    blocks: list[text.Block]
-    left_off: int
-
-
-@dataclass(frozen=True, slots=True)
 class Pair:
     """A sampled pair; `complete`: the heading already holds the whole instruction."""
 
     id: str
     heading: str
     complete: bool
-    turns: list[Turn]
+    turns: list[text.Turn]
     notes: list[str]
 
 
@@ -195,14 +234,9 @@ def _pair(record: Conversation) -> Pair:
     heading = text.one_line(question)
     turns, room = [], text.MAX_SHOWN_CHARS
     for message in record.messages[:MAX_TURNS]:
-        turns.append(_turn(message["role"], message["content"], room))
+        turns.append(text.turn(message["role"], message["content"], room))
         room = max(0, room - len(message["content"]))
     return Pair(str(record.id), heading or "(empty)", heading == question, turns, _notes(record.meta))
-
-
-def _turn(role: str, content: str, room: int) -> Turn:
-    shown, left_off = text.shorten(content, room)
-    return Turn(role[:40], text.blocks(shown), left_off)
 
 
 def _rejected_sample(row: Rejected) -> RejectedSample:
@@ -227,21 +261,39 @@ def _notes(meta: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _provenance(artifacts: Sequence[Artifact], main: Artifact) -> dict[str, Any]:
-    stats = main.manifest.get("stats")
+def _provenance(
+    artifacts: Sequence[Artifact], main: Artifact | None, models: Models | None, comparison: Path | None
+) -> dict[str, Any]:
+    stats, config = (main.manifest.get("stats"), main.manifest.get("config")) if main else (None, None)
+    runs = models.training.runs if models else []
     tables = [
-        ("Settings", main.manifest.get("config")),
+        ("Settings", config),
         ("Machine", dig(stats, "hardware")),
         ("Engine", dig(stats, "engine")),
         ("Start-up check", dig(stats, "probe")),
+        (
+            "Settings of the training" if len(runs) == 1 else "Settings of the first training run",
+            _first(runs),
+        ),
     ]
+    stages = [sources.lineage(artifact) for artifact in artifacts]
+    stages += [sources.lineage_of(run.folder, _run_name(run, runs)) for run in runs if run.manifest]
+    stages += [sources.lineage_of(comparison, sources.COMPARISON)] if comparison else []
     return {
-        "lineage": [sources.lineage(artifact) for artifact in artifacts],
+        "lineage": stages,
         "max_files": MAX_FILES,
         "setting_tables": [
             (title, _lines(value)) for title, value in tables if isinstance(value, dict) and value
         ],
     }
+
+
+def _first(runs: Sequence[TrainingRun]) -> dict[str, Any]:
+    return runs[0].config if runs else {}
+
+
+def _run_name(run: TrainingRun, runs: Sequence[TrainingRun]) -> str:
+    return "training" if len(runs) == 1 else f"training {run.arm}, seed {run.seed}"
 
 
 def _lines(value: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ojak._files import sha256_file
+from ojak._manifest import MANIFEST
 from ojak.artifact import Artifact
 from ojak.errors import InputRefused, UsageError
+from ojak.report.folders import peek
 from ojak.report.measures import as_number, dig
 
 # A loop of single requests to a local server, as published: 5 pairs in 2 min 37 s with Llama 3 8B on an M3 laptop
@@ -20,18 +23,45 @@ from ojak.report.measures import as_number, dig
 MAX_FACT_CHARS = 2_000
 ARTICLE_SECONDS_PER_PAIR = 157 / 5
 
+# Kinds of manifests: of one training run, of runs of several arms and seeds, of models compared.
+TRAININGS = ("training", "train")
+COMPARISON = "comparison"
+OF_MODELS = (*TRAININGS, COMPARISON)
 
-def find_artifacts(paths: Sequence[Path] | Path) -> list[Artifact]:
-    """Open the artifact folders among `paths`, and those directly inside a run folder, in the order of their making.
 
-    Raises InputRefused where a path holds no artifact.
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The folders that a page is about: artifacts, those of training (of one run, or of arms), and a comparison."""
+
+    artifacts: list[Artifact]
+    trainings: list[Path] = field(default_factory=list)
+    comparison: Path | None = None
+
+
+def find_sources(paths: Sequence[Path] | Path) -> Sources:
+    """What the folders in `paths`, and those directly inside a run folder, hold; artifacts in the order of making.
+
+    Raises InputRefused where a path holds nothing of the kind, UsageError for two comparisons.
     """
     given = [paths] if isinstance(paths, Path) else list(paths)
-    folders = [folder for path in given for folder in _artifact_folders(path)]
-    opened = [Artifact.open(folder) for folder in dict.fromkeys(folders)]
-    return sorted(
-        opened, key=lambda artifact: (str(artifact.manifest.get("created", "")), _depth(artifact, opened))
+    folders = dict.fromkeys(folder for path in given for folder in _finished_folders(path))
+    kinds = {folder: str(peek(folder).get("kind")) for folder in folders}
+    compared = [folder for folder, kind in kinds.items() if kind == COMPARISON]
+    if len(compared) > 1:
+        raise UsageError(
+            f"{len(compared)} comparisons of models were given, and a page has room for one",
+            fix="write one report for each run folder",
+        )
+    opened = [Artifact.open(folder) for folder, kind in kinds.items() if kind not in OF_MODELS]
+    return Sources(
+        sorted(opened, key=lambda artifact: (_created(artifact.manifest), _depth(artifact, opened))),
+        [folder for folder, kind in kinds.items() if kind in TRAININGS],
+        compared[0] if compared else None,
     )
+
+
+def _created(manifest: dict[str, Any]) -> str:
+    return str(manifest.get("created", ""))
 
 
 def _depth(artifact: Artifact, among: Sequence[Artifact]) -> int:
@@ -40,7 +70,7 @@ def _depth(artifact: Artifact, among: Sequence[Artifact]) -> int:
     return max((1 + _depth(other, among) for other in among if other.manifest_sha256 in made_from), default=0)
 
 
-def _artifact_folders(path: Path) -> list[Path]:
+def _finished_folders(path: Path) -> list[Path]:
     if (path / "manifest.json").is_file():
         return [path]
     inside = sorted(manifest.parent for manifest in path.glob("*/manifest.json")) if path.is_dir() else []
@@ -54,7 +84,7 @@ def _artifact_folders(path: Path) -> list[Path]:
 
 
 def main_artifact(artifacts: Sequence[Artifact]) -> Artifact:
-    """The artifact that the page is about: the one of kind magpie, otherwise the one with the most rows.
+    """The artifact that a page about data tells of: the one of kind magpie, otherwise the one with the most rows.
 
     Raises InputRefused for no artifact and UsageError for two Magpie runs.
     """
@@ -196,20 +226,27 @@ def speed_of(artifact: Artifact, accepted: int) -> Speed | None:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """One stage for the table of provenance."""
+    """One stage, or one run of it, for the table of provenance; `rows` is None where it has none to count."""
 
     kind: str
     created: str
     version: str
-    rows: int
+    rows: int | None
     manifest_sha256: str
     files: list[dict[str, Any]]
 
 
 def lineage(artifact: Artifact) -> Lineage:
     """The stage's entry in the table: what, when, how many rows, under which hashes."""
-    manifest = artifact.manifest
+    return _lineage(artifact.manifest, count(artifact, "rows"), artifact.manifest_sha256)
+
+
+def lineage_of(folder: Path, name: str) -> Lineage:
+    """The same of a folder that is no artifact: a training run, or models compared."""
+    found = _lineage(peek(folder), None, sha256_file(folder / MANIFEST))
+    return replace(found, kind=name[:64])
+
+
+def _lineage(manifest: dict[str, Any], rows: int | None, digest: str) -> Lineage:
     made = [str(manifest.get(name, ""))[:64] for name in ("kind", "created", "ojak_version")]
-    rows, digest = count(artifact, "rows"), artifact.manifest_sha256
-    files = _dicts(manifest.get("files"))
-    return Lineage(made[0], made[1], made[2], rows, digest, files)
+    return Lineage(made[0], made[1], made[2], rows, digest, _dicts(manifest.get("files")))

@@ -68,6 +68,21 @@ def blocks(text: str) -> list[Block]:
     return [block for block in found if block.text.strip() or block.code]
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message as the page shows it."""
+
+    role: str
+    blocks: list[Block]
+    left_off: int
+
+
+def turn(role: str, content: str, room: int) -> Turn:
+    """A message of which at most `room` characters are shown."""
+    shown, left_off = shorten(content, room)
+    return Turn(role[:40], blocks(shown), left_off)
+
+
 def shorten(text: str, limit: int) -> tuple[str, int]:
     """The first `limit` characters of `text`, and how many were left off."""
     return text[:limit], max(0, len(text) - limit)
@@ -92,6 +107,21 @@ def number(value: float) -> str:
     if value >= 100 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:.1f}"
+
+
+def fixed(value: float, digits: int) -> str:
+    """A measured number with so many decimals and a true minus sign; a rounded 0 has none: `\u22120.310`."""
+    shown = f"{abs(value):,.{digits}f}" if abs(value) < 1e6 else f"{abs(value):.3g}"
+    return f"\u2212{shown}" if value < 0 and _says_more_than_0(shown) else shown
+
+
+def signed(shown: str, value: float) -> str:
+    """What stands for a difference's size, with its sign before it; a rounded 0 has none."""
+    return f"{'+' if value > 0 else chr(0x2212)}{shown}" if _says_more_than_0(shown) else shown
+
+
+def _says_more_than_0(shown: str) -> bool:
+    return any(digit in shown for digit in "123456789")
 
 
 def setting(value: float) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import model_runs
 import pytest
 
 from ojak.artifact import Artifact, publish
 from ojak.records import Conversation, Rejected
+
+sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("train", "model")]  # for real tiny runs
 
 GRID = [[t, p] for t in (1.0, 1.1, 1.2) for p in (1.0, 0.995, 0.99)]
 REQUESTS = [
@@ -177,6 +181,17 @@ def run_folder(tmp_path: Path, make_artifact: Callable[..., Artifact]) -> Path:
     splits = {"train": kept[: len(kept) * 9 // 10], "test": kept[len(kept) * 9 // 10 :]}
     publish(tmp_path / "run" / "split", kind="split", splits=splits, config={"test": 0.1}, inputs=[magpie])
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def made_chapter7(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_runs.chapter7_run(tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture
+def chapter7(made_chapter7: Path, tmp_path: Path) -> Path:
+    """A run folder with the stages rows, train and evaluate, a copy that a test may change."""
+    return Path(shutil.copytree(made_chapter7, tmp_path / "chapter7"))
 
 
 @pytest.fixture(scope="module")
