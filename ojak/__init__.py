@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ojak._api import chat_prefix, train_model
     from ojak.artifact import Artifact, publish, read, verify
+    from ojak.augment.config import AugmentConfig
+    from ojak.augment.run import augment_data
     from ojak.chat import ChatPrefix
+    from ojak.corpus.config import CorpusConfig
+    from ojak.corpus.run import make_corpus
     from ojak.curate.config import CurateConfig
     from ojak.curate.explain import explain_row
     from ojak.curate.pairs import PairsConfig, make_pairs
@@ -41,20 +45,25 @@ if TYPE_CHECKING:
     from ojak.synthesize.personas import synthesize_personas
     from ojak.synthesize.run import synthesize_magpie
     from ojak.train.config import TrainConfig
+    from ojak.train.mix import make_mix
+    from ojak.train.mix_config import MixConfig
     from ojak.train.run import TrainResult
     from ojak.train.tokenizer import train_tokenizer
 
 __all__ = [
     "Artifact",
+    "AugmentConfig",
     "ChatPrefix",
     "Completion",
     "Contamination",
     "Conversation",
+    "CorpusConfig",
     "CurateConfig",
     "Document",
     "Embedder",
     "EvaluateConfig",
     "MagpieConfig",
+    "MixConfig",
     "Model",
     "OjakError",
     "PairsConfig",
@@ -65,6 +74,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "__version__",
+    "augment_data",
     "chat_prefix",
     "curate_data",
     "evaluate_model",
@@ -76,6 +86,8 @@ __all__ = [
     "generate",
     "load",
     "load_model",
+    "make_corpus",
+    "make_mix",
     "make_pairs",
     "near_duplicates",
     "plan_push",
@@ -98,7 +110,11 @@ __version__: str
 _NAMES = {
     "ojak._api": ("chat_prefix", "train_model"),
     "ojak.artifact": ("Artifact", "publish", "read", "verify"),
+    "ojak.augment.config": ("AugmentConfig",),
+    "ojak.augment.run": ("augment_data",),
     "ojak.chat": ("ChatPrefix",),
+    "ojak.corpus.config": ("CorpusConfig",),
+    "ojak.corpus.run": ("make_corpus",),
     "ojak.curate.pairs": ("PairsConfig", "make_pairs"),
     "ojak.curate.config": ("CurateConfig",),
     "ojak.curate.explain": ("explain_row",),
@@ -125,6 +141,8 @@ _NAMES = {
     "ojak.synthesize.personas": ("synthesize_personas",),
     "ojak.synthesize.run": ("synthesize_magpie",),
     "ojak.train.config": ("TrainConfig",),
+    "ojak.train.mix": ("make_mix",),
+    "ojak.train.mix_config": ("MixConfig",),
     "ojak.train.run": ("TrainResult",),
     "ojak.train.tokenizer": ("train_tokenizer",),
 }

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard
 
 from ojak import _card
 from ojak.artifact import Artifact, publish, verify
-from ojak.records import Conversation, Message, Rejected
+from ojak.records import Conversation, Document, Message, Rejected
 
 HOSTILE = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[click](javascript:alert(1))", "![x](http://evil.test/p.png)",
@@ -171,3 +171,16 @@ def test_a_card_stays_small(tmp_path: Path) -> None:
     gone = [Rejected(f"x{i}", f"reason_{i}", "magpie") for i in range(500)]
     artifact = publish(tmp_path / "m", kind="magpie", records=pairs(1), rejected=gone, config=long)
     assert (artifact.path / "README.md").stat().st_size < 60_000
+
+
+def test_a_corpus_is_not_called_a_model_s_work(tmp_path: Path) -> None:
+    made = publish(tmp_path / "c", kind="corpus", records=[Document("1", "A text.", "a.txt")], config={})
+    head, body = card(made)
+    assert "synthetic" not in head["tags"]
+    assert "A language model wrote" not in body
+    assert "were found in files" in body
+    head, body = card(
+        publish(tmp_path / "d", kind="augment", records=[Document("1", "A")], config={}, inputs=[made])
+    )
+    assert "synthetic" in head["tags"]
+    assert "A language model wrote" in body

@@ -37,14 +37,14 @@ def test_personas_then_magpie_then_pairs() -> None:
     made = ojak(
         "synthesize", "personas", "--model", "scripted", "--source", "texts.txt", "--out", "p", "--json"
     )
-    assert made.exit_code == 0, made.stderr
+    assert (made.exit_code, "no personas came out of 3 rows" in made.stderr) == (3, True)
     facts = json.loads(made.stdout)
     # The engine without a model knows of no label: every row has its reason.
     assert facts["rejected"] == {"persona_label_missing": 3}
     Path("people.txt").write_text("A nurse on night shifts.\nA tram driver.\n", "utf-8")
     assert magpie("d", "--personas", "people.txt", "--responses", "3").exit_code == 0
     result = ojak("pairs", "d", "--out", "pairs", "--by", "likelihood", "--margin", "0.01", "--json")
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == 3, result.stderr  # it finds every text equally likely
     counts = json.loads(result.stdout)
     assert (
         counts["rows"]
@@ -55,7 +55,7 @@ def test_personas_then_magpie_then_pairs() -> None:
         "pairs", "likelihood", 0, "pairs",
     )  # fmt: skip
     spoken = ojak("pairs", "d", "--out", "pairs2", "--by", "response_chars", "--rejected", "quantile")
-    assert (spoken.exit_code, spoken.stdout) == (0, "pairs2\n")
+    assert (spoken.exit_code, spoken.stdout) == (3, "pairs2\n")  # answers of one length make no pair
     assert "instructions" in spoken.stderr
 
 
@@ -67,11 +67,20 @@ def test_pairs_by_the_judge_ask_for_its_calibration() -> None:
     assert "has not been calibrated" in refused.stderr.replace("\n", " ")
     assert not Path("p").exists()
     trusted = ojak(*words.split(), "--trust-anyway")
-    assert trusted.exit_code == 0, trusted.stderr
+    assert trusted.exit_code == 3, trusted.stderr  # it grades all alike: no pairs
     counts = json.loads(trusted.stdout)
     assert counts["rows"] == counts["accepted"] + sum(counts["rejected"].values()) > 0
     assert (verify("p").stats["engine"]["engine"], counts["by"]) == ("scripted", "judge_score")
     assert ojak(*words.split(), "--trust-anyway").exit_code == 2  # nothing is overwritten
+
+
+def test_pairs_that_are_none_end_with_3() -> None:
+    assert magpie("d", "--responses", "3").exit_code == 0
+    result = ojak("pairs", "d", "--out", "p", "--by", "response_chars", "--margin", "1e9", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["accepted"]) == (3, 0)
+    said = " ".join(result.stderr.split())
+    assert "no pairs came out of" in said and "why: rejected:" in said and "--rejected" in said
+    assert verify("p").counts["accepted"] == 0
 
 
 def personas(words: str) -> Result:
@@ -94,7 +103,7 @@ def test_a_plan_of_personas_writes_nothing(tmp_path: Path) -> None:
     assert "at most 21: 0 begun" in spoken
     assert "about 210 of personas" in spoken
     assert sorted(tmp_path.rglob("*")) == before
-    assert personas(PERSONAS).exit_code == 0
+    assert personas(PERSONAS).exit_code == 3  # the engine without a model knows of no label: none is kept
     assert json.loads(personas(f"{PERSONAS} --dry-run --json").stdout)["verdict"] == "finished"
     other = json.loads(personas(f"{PERSONAS} --seed 1 --dry-run --json").stdout)
     assert (other["verdict"], "seed: 0 -> 1" in other["why"]) == ("refused", True)
@@ -103,7 +112,7 @@ def test_a_plan_of_personas_writes_nothing(tmp_path: Path) -> None:
 def test_personas_take_the_engines_of_magpie() -> None:
     Path("texts.txt").write_text("A text of some words about bees and trams.", "utf-8")
     done = personas("--model any --engine scripted --source texts.txt --out p --json")
-    assert done.exit_code == 0, done.stderr
+    assert done.exit_code == 3, done.stderr
     assert verify("p").stats["engine"]["engine"] == "scripted"
     gone = personas("--engine endpoint --model m --source texts.txt --out q")
     assert (gone.exit_code, "--url" in gone.stderr) == (2, True)

@@ -3,6 +3,7 @@
 errors, records                              nothing of ours
 _private modules                             those, and each other
 artifact, ledger, chat, similarity, rules    those; formats: artifact, too; similarity: model, whose hub has embedders
+sources                                      artifact, formats, and what those may
 model                                        errors and private modules
 engines                                      model, chat, ledger, and what those may
 judge                                        engines, rules, and what those may
@@ -22,7 +23,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ojak"
 GROUND = {"errors", "records"}
 PRIVATE = "_private"
 TEXT = {"artifact", "ledger", "chat", "similarity", "rules"}
-BELOW_STAGES = GROUND | TEXT | {PRIVATE, "formats", "model", "engines", "judge"}
+BELOW_STAGES = GROUND | TEXT | {PRIVATE, "formats", "sources", "model", "engines", "judge"}
 STAGES = {
     "corpus",
     "synthesize",
@@ -43,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{part: GROUND | {PRIVATE} for part in TEXT},
     PRIVATE: GROUND | {PRIVATE},
     "formats": GROUND | {PRIVATE, "artifact"},
+    "sources": GROUND | {PRIVATE, "artifact", "formats"},
     "similarity": GROUND | {PRIVATE, "model"},  # an embedder is found as every model is
     "model": {"errors", PRIVATE},
     "engines": GROUND | {PRIVATE, "model", "chat", "ledger"},

@@ -23,7 +23,7 @@ GOLDEN = "tests/data/golden_prefixes.json"
 
 # The order in which data flow; what is not listed here comes last, by name.
 PARTS = (
-    "cli", "recipe", "stages", "records", "artifact", "ledger", "formats", "chat", "errors", "similarity",
+    "cli", "recipe", "stages", "records", "artifact", "ledger", "formats", "sources", "chat", "errors", "similarity",
     "rules", "judge", "model", "engines", "corpus", "synthesize", "augment", "curate", "train", "merge",
     "evaluate", "export", "report", "serve", "web",
 )  # fmt: skip
@@ -92,7 +92,7 @@ def _summary(path: Path) -> str:
 
 
 def stages() -> str:
-    """The table of stages, as `ojak/stages.py` has it."""
+    """The table of stages, as `ojak/stages/` has it."""
     from ojak.stages import STAGES
 
     rows = [

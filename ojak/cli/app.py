@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 from ojak.cli import (
+    augment,
     chat,
+    corpus,
     curate,
     data,
     doctor,
     evaluate,
     export,
     judge,
+    mix,
     models,
     pairs,
     push,
@@ -57,15 +60,18 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.command("corpus")(corpus.corpus)
 app.add_typer(synthesize.app, name="synthesize")
 app.add_typer(judge.app, name="judge")
 app.command("pairs")(pairs.pairs)
 app.command("curate")(curate.curate)
 app.command("explain")(curate.explain)
+app.command("pretrain-mix")(mix.pretrain_mix)
 app.add_typer(train.app, name="train")
 app.command("verify")(data.verify)
 app.command("show")(data.show)
 app.command("export-data")(data.export_data)
+app.command("augment")(augment.augment)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.add_typer(report.app, name="report")

@@ -13,7 +13,7 @@ import typer
 
 from ojak.cli.terminal import say, write_json, write_part
 from ojak.cli.words import AcceptLicense, Json
-from ojak.errors import InputRefused, UsageError
+from ojak.errors import InputRefused, PartialResult, UsageError
 
 if TYPE_CHECKING:
     from ojak.serve.talk import Talk
@@ -108,14 +108,23 @@ def _show(talk: Talk, prompt: str) -> None:
 
 
 def _converse(talk: Talk) -> None:
-    """Questions and answers until the questions end."""
+    """Questions and answers until the questions end. Raises PartialResult if no person was there to see one fail."""
+    asked = failed = 0
     for question in _questions():
+        asked += 1
         try:
             _show(talk, question)
         except KeyboardInterrupt:
             say("stopped", "dim")
         except (InputRefused, UsageError) as error:  # about this question: another one may do
+            failed += 1
             say(error, "bold red", "error: ")
+    if failed and not sys.stdin.isatty():
+        raise PartialResult(
+            f"{failed:,} of {asked:,} questions got no answer",
+            why="the reasons stand above",
+            fix="ask them otherwise",
+        )
 
 
 def _questions() -> Iterator[str]:

@@ -12,6 +12,37 @@ from ojak.cli.terminal import one_line, say, write, write_json, write_table
 from ojak.cli.words import AcceptLicense, Json, place
 
 Figure = tuple[str, object]
+MEASURES = ("likelihood", "answers", "instructions")
+
+
+Harness = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TASK[,TASK]",
+        help="Tasks of lm-evaluation-harness (extra `eval`), from --harness-tasks. Repeatable.",
+    ),
+]
+HarnessTasks = Annotated[
+    Path | None,
+    typer.Option(parser=place, metavar="DIR", help="Task files of the harness, their rows in local files."),
+]
+TemplateOf = Annotated[
+    str | None,
+    typer.Option(metavar="DIR|NAME", help="Ask a base model, which has no chat template, in this model's."),
+]
+Probe = Annotated[
+    Path | None,
+    typer.Option(parser=place, metavar="FACTS", help="Facts to be known by heart (docs/evaluate.md)."),
+]
+
+
+def measured(text: str) -> str:
+    """What may stand after --measure."""
+    if text not in MEASURES:
+        from ojak._settings import meant
+
+        raise typer.BadParameter(f"there is no measure {text[:60]!r}; {meant(text, MEASURES)}")
+    return text
 
 
 def evaluate(
@@ -22,17 +53,22 @@ def evaluate(
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MEASURE",
-            help="likelihood, answers or instructions. Repeatable; by default likelihood, without --data instructions.",
+            parser=measured,
+            metavar="likelihood|answers|instructions",
+            help="What to measure. Repeatable; by default likelihood, without --data instructions.",
         ),
     ] = None,
+    harness: Harness = None,
+    harness_tasks: HarnessTasks = None,
     against: Annotated[
         str | None, typer.Option(metavar="DIR|NAME", help="A second model on the same rows, such as the base.")
     ] = None,
+    template_of: TemplateOf = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="The split of an artifact.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, taken evenly.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     checks: Annotated[int, typer.Option(min=1, help="How many built-in instructions.")] = 200,
+    probe: Probe = None,
     judge: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="A model that grades the answers, if it is fit to.")
     ] = None,
@@ -52,7 +88,9 @@ def evaluate(
     """Measure a model: how well it predicts texts, what it answers, whether it does what it is told.
 
     likelihood: perplexity and bits per byte of the rows. answers: greedy answers to the rows' requests, compared with
-    the rows' own. instructions: built-in requests that a rule can check, no judge needed.
+    the rows' own. instructions: built-in requests that a rule can check, no judge needed. --probe: facts, each asked
+    for by a prompt alone, by the log-probability of its answer and its rank among wrong ones. --harness: the field's
+    own test sets, by its own program.
 
     Example: ojak evaluate smollm2-135m-instruct --data my-data --split test --measure likelihood --measure answers
     """
@@ -61,17 +99,26 @@ def evaluate(
     from ojak.evaluate.config import EvaluateConfig
     from ojak.evaluate.run import evaluate_model
 
-    measures = tuple(measure or (["likelihood"] if data else ["instructions"]))
+    default = ["likelihood"] if data else [] if harness or probe else ["instructions"]
+    tasks = tuple(name.strip() for each in harness or () for name in each.split(",") if name.strip())
     config = made_of(
-        EvaluateConfig, "evaluate", model=model, data=None if data is None else str(data), measures=measures,
-        against=against, split=split, limit=limit, max_tokens=max_tokens, checks=checks, judge=judge,
-        trust_anyway=trust_anyway, seed=seed, dtype=dtype, accept_license=tuple(accept_license or ()),
+        EvaluateConfig, "evaluate", model=model, data=None if data is None else str(data),
+        measures=tuple(measure or default), harness=tasks,
+        harness_tasks=None if harness_tasks is None else str(harness_tasks),
+        against=against, template_of=template_of, split=split, limit=limit, max_tokens=max_tokens, checks=checks,
+        probe=None if probe is None else str(probe), judge=judge, trust_anyway=trust_anyway, seed=seed, dtype=dtype,
+        accept_license=tuple(accept_license or ()),
     )  # fmt: skip
     with Progress() as progress:
         found = evaluate_model(config, out, notify=say, progress=progress)
     if as_json:
         write_json(found)
-        return
+    else:
+        _show(found, out)
+
+
+def _show(found: Mapping[str, Any], out: Path | None) -> None:
+    """The figures as tables, and where they are kept."""
     for title, figures in _sections(found):
         write(title)
         write_table(_rows(figures))
@@ -96,7 +143,9 @@ def _rows(figures: Mapping[str, Any], within: str = "") -> Iterator[Figure]:
         label = f"{within}{name}".replace("_", " ")
         if name in HIDDEN or name.endswith("_interval") or value in ({}, None):
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value.keys() == {"value", "stderr"}:
+            yield label, _measured_value(value["value"], value["stderr"])
+        elif isinstance(value, Mapping):
             yield from _rows(value, f"{within}{name}: ")
         elif f"{name}_interval" in figures:
             yield label, _estimate([value, *figures[f"{name}_interval"]])
@@ -104,6 +153,12 @@ def _rows(figures: Mapping[str, Any], within: str = "") -> Iterator[Figure]:
             yield label, _estimate(value)
         else:
             yield label, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _measured_value(value: float | None, error: float | None) -> str:
+    """A figure of the harness with its standard error, as far as there are any."""
+    shown = "-" if value is None else f"{value:.4g}"
+    return shown if error is None else f"{shown} ± {error:.2g} (standard error)"
 
 
 def _estimate(value: list[float]) -> str:

@@ -19,8 +19,8 @@ from typer.exceptions import TyperException
 from ojak.errors import OjakError, ResourceExhausted, Stopped, UsageError, is_disk_full
 
 VERBS = (
-    "models", "tokenizer", "synthesize", "judge", "curate", "explain", "pairs", "train", "evaluate", "verify", "show",
-    "export-data", "run", "report", "push", "serve", "chat", "export", "doctor",
+    "models", "tokenizer", "corpus", "synthesize", "augment", "judge", "curate", "explain", "pairs", "pretrain-mix",
+    "train", "evaluate", "verify", "show", "export-data", "run", "report", "push", "serve", "chat", "export", "doctor",
 )  # fmt: skip
 OUT_OF_MEMORY = (
     "MemoryError",

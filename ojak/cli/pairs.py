@@ -46,7 +46,7 @@ def pairs(
     Example: ojak pairs my-data --out my-pairs --rejected quantile --length-ratio 1.5
     """
     from ojak.cli.progress import Progress, top_reasons
-    from ojak.cli.work import made_of
+    from ojak.cli.work import made_of, nothing_made
     from ojak.curate.pairs import PairsConfig, make_pairs, summary
 
     config = made_of(
@@ -55,12 +55,14 @@ def pairs(
     )  # fmt: skip
     with Progress() as progress:
         facts = summary(make_pairs(folder, out, config, notify=say, progress=progress))
+    reasons = top_reasons(facts["rejected"])
     if as_json:
         write_json(facts)
-        return
-    reasons = top_reasons(facts["rejected"])
-    say(
-        f"{facts['accepted']:,} pairs from {facts['rows']:,} instructions"
-        + (f"; none for: {reasons}" if reasons else "")
-    )
-    write(out)
+    else:
+        say(
+            f"{facts['accepted']:,} pairs from {facts['rows']:,} instructions"
+            + (f"; none for: {reasons}" if reasons else "")
+        )
+        write(out)
+    if not facts["accepted"]:
+        raise nothing_made("pairs", facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,12 @@ def run(
         ),
     ] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A parameter of the recipe, scale=NAME, or a setting (stage.name=value). Repeatable.",
+        ),
     ] = None,
     accept_license: AcceptLicense = None,
     overwrite: Annotated[
@@ -53,4 +59,6 @@ def run(
     elif not result.signal:
         say(f"{'what is done' if result.waiting else 'everything'} is in {result.out}")
         write(result.page or result.out)
+        if result.talks:
+            say(f"talk to what was trained: ojak chat {shlex.quote(result.talks)}")
     result.check()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from ojak.cli.terminal import say, write, write_json, write_styled
 from ojak.cli.words import AcceptLicense, Json, place
@@ -15,6 +17,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
+
+class SeveralData(TyperCommand):
+    """A command whose --data takes several values: `--data A B` stands for `--data A --data B`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_spread(args)))
+
+
+def _spread(words: Sequence[str]) -> Iterator[str]:
+    """The words, with --data before each further value after it."""
+    of_data = has_value = False
+    for word in words:
+        if word.startswith("-"):
+            of_data, has_value = word == "--data" or word.startswith("--data="), "=" in word
+        elif of_data and has_value:
+            yield "--data"
+        else:
+            has_value = True
+        yield word
+
+
 Model = Annotated[
     str,
     typer.Option(metavar="NAME|DIR", help="The model to begin with: a known name, or its file or folder."),
@@ -22,12 +45,9 @@ Model = Annotated[
 Data = Annotated[
     list[str],
     typer.Option(
-        metavar="PATH[:WEIGHT]", help="Rows: a file, a folder or an artifact. Repeatable: a mixture."
+        metavar="PATH[:WEIGHT]...",
+        help="Rows: files, folders or artifacts; several are a mixture. Repeatable.",
     ),
-]
-More = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="PATH[:WEIGHT]", help="More of --data, as in `--data A B C`."),
 ]
 Out = Annotated[
     Path, typer.Option(parser=place, metavar="DIR", help="The run's folder; run again, it goes on there.")
@@ -62,12 +82,11 @@ def group() -> None:
     """Train a model."""
 
 
-@app.command("pretrain")
+@app.command("pretrain", cls=SeveralData)
 def pretrain(
     model: Model,
     data: Data,
     out: Out,
-    more: More = None,
     max_tokens: MaxTokens = None,
     epochs: Epochs = None,
     lr: Lr = None,
@@ -90,19 +109,18 @@ def pretrain(
     Example: ojak train pretrain --model smollm2-135m-instruct --data texts --max-tokens 1000000 --out my-model
     """
     _train(
-        "pretrain", sets, dry_run, as_json, model=model, data=(*data, *(more or ())), out=out,
+        "pretrain", sets, dry_run, as_json, model=model, data=tuple(data), out=out,
         max_tokens=max_tokens, epochs=epochs,
         lr=lr, batch=batch, max_len=max_len, style=style, val_data=val_data, seed=seed, lora=lora, resume=resume,
         accept_license=accept_license,
     )  # fmt: skip
 
 
-@app.command("finetune")
+@app.command("finetune", cls=SeveralData)
 def finetune(
     model: Model,
     data: Data,
     out: Out,
-    more: More = None,
     max_tokens: MaxTokens = None,
     epochs: Epochs = None,
     lr: Lr = None,
@@ -125,18 +143,62 @@ def finetune(
     Example: ojak train finetune --model smollm2-135m-instruct --data my-data --lora --out my-model
     """
     _train(
-        "finetune", sets, dry_run, as_json, model=model, data=(*data, *(more or ())), out=out,
+        "finetune", sets, dry_run, as_json, model=model, data=tuple(data), out=out,
         max_tokens=max_tokens, epochs=epochs,
         lr=lr, batch=batch, max_len=max_len, style=style, val_data=val_data, seed=seed, lora=lora, resume=resume,
         accept_license=accept_license,
     )  # fmt: skip
 
 
-@app.command("preview")
+@app.command("synthesizer", cls=SeveralData)
+def synthesizer(
+    model: Model,
+    data: Annotated[
+        list[str],
+        typer.Option(metavar="PATH", help="Texts with questions about them (docs/augment.md). Repeatable."),
+    ],
+    out: Out,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="More of --data, as in `--data A B C`.")
+    ] = None,
+    shots: Annotated[int, typer.Option(min=1, help="Texts of one set that follow each other in a row.")] = 3,
+    max_tokens: MaxTokens = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch: Batch = None,
+    max_len: MaxLen = None,
+    seed: Seed = None,
+    lora: Lora = False,
+    resume: Resume = None,
+    accept_license: AcceptLicense = None,
+    dry_run: DryRun = False,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model to make questions and answers from any text, for `ojak augment` (arXiv 2406.14491).
+
+    What it learns from lies in DIR/lessons, the model in DIR/model. Stopped, the same command goes on.
+
+    Example: ojak train synthesizer --model smollm2-135m-instruct --data xquad.en.json.gz --out my-synthesizer
+    """
+    from tempfile import TemporaryDirectory
+
+    from ojak.augment.lessons import make_lessons
+
+    with TemporaryDirectory() as scratch:  # a dry run leaves nothing behind
+        lessons = (Path(scratch) if dry_run else out) / "lessons"
+        make_lessons([*data, *(more or ())], lessons, shots=shots, seed=seed or 0, notify=say)
+        _train(
+            "finetune", sets, dry_run, as_json, model=model, data=(str(lessons),), out=out, style="synthesizer",
+            max_tokens=max_tokens, epochs=epochs, lr=lr, batch=batch, max_len=max_len, seed=seed, lora=lora,
+            resume=resume, accept_license=accept_license,
+        )  # fmt: skip
+
+
+@app.command("preview", cls=SeveralData)
 def preview(
     model: Model,
     data: Data,
-    more: More = None,
     style: Style = None,
     max_len: MaxLen = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows of each source.")] = 3,
@@ -154,7 +216,7 @@ def preview(
     from ojak.train.preview import preview as make
 
     config = train_config(
-        "preview", sets or [], model=model, data=(*data, *(more or ())), out=Path(), style=style, max_len=max_len,
+        "preview", sets or [], model=model, data=tuple(data), out=Path(), style=style, max_len=max_len,
         accept_license=tuple(accept_license or ()),
     )  # fmt: skip
     found = make(config, rows, say)

@@ -194,6 +194,9 @@ def line(figures: Mapping[str, Any]) -> str:
     for name, form in forms.items():
         if isinstance(figures.get(name), (int, float)):
             shown.append(form.format(figures[name]))
+    for name, value in figures.items():
+        if name.startswith("probe_") and isinstance(value, (int, float)):
+            shown.append(f"{name.removeprefix('probe_').replace('_', ' ')} {value:.3f}")
     if "eta_s" in figures:
         shown.append(f"ETA {clock(figures['eta_s'])}")
     return "  ".join(shown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,7 +40,8 @@ class Result:
         )
 
     def check(self) -> None:
-        """Raise PartialResult if a budget stopped the run or requests failed for good, Stopped if a signal did."""
+        """Raise PartialResult if a budget stopped the run, requests failed for good or nothing came out, Stopped if a
+        signal did."""
         if self.signal:
             raise self.signal
         stopped = self.facts.get("stopped")
@@ -55,20 +56,37 @@ class Result:
                 why="the endpoint gave no usable answer to them; the ledger has the reasons",
                 fix="run the same command again with --retry-failed",
             )
+        if not self.facts["accepted"]:
+            raise nothing_made(self.made, self.facts)
+
+
+def nothing_made(made: str, facts: Mapping[str, Any]) -> PartialResult:
+    """The error for a run that ended as it should, with nothing to show for it."""
+    return PartialResult(
+        f"no {made} came out of {facts['rows']:,} rows",
+        why=f"rejected: {top_reasons(facts['rejected'])}"
+        if facts["rejected"]
+        else "there was nothing to make them of",
+        fix=f"look at the reasons: `ojak show {facts['out']} --rejected`",
+    )
 
 
 def made_of(settings: type[AnySettings], verb: str, **flags: Any) -> AnySettings:
     """The settings that the flags of a verb give; raises UsageError that names the flag."""
-    from ojak._settings import WrongSettings, dotted, explain
+    from ojak._settings import WrongSettings, explain
 
     try:
         return settings(**flags)
     except WrongSettings as error:
-        lines = [
-            explain(item, "--" + dotted(item["loc"]).replace("_", "-"), list(flags))
-            for item in error.problems
-        ]
+        lines = [explain(item, _flag(item["loc"]), list(flags)) for item in error.problems]
         raise UsageError("\n".join(lines), fix=f"see `ojak {verb} --help`") from error
+
+
+def _flag(place: Sequence[str | int]) -> str:
+    """The flag of a setting; empty where it is the settings together that are wrong."""
+    from ojak._settings import dotted
+
+    return f"--{dotted(place).replace('_', '-')}" if place else ""
 
 
 def magpie_config(**flags: Any) -> MagpieConfig:
@@ -137,6 +155,12 @@ class RecipeResult:
         """The report, if the recipe writes one."""
         pages = [item.facts["page"] for item in self.done if isinstance(item.facts.get("page"), str)]
         return pages[-1] if pages else None
+
+    @property
+    def talks(self) -> str | None:
+        """The folder of a trained model that `ojak chat` takes, if the recipe has made one."""
+        folders = [item.facts["chat"] for item in self.done if isinstance(item.facts.get("chat"), str)]
+        return folders[-1] if folders else None
 
     def to_dict(self) -> dict[str, Any]:
         stages = [item.to_dict() for item in self.done]

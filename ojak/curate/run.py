@@ -156,7 +156,10 @@ def _look_ahead(origin: Source, recipe: FilterRecipe, config: CurateConfig, anno
         else:
             survey.rows += 1  # refused when it is annotated
     if not survey.rows:
-        raise InputRefused(f"{origin.path} holds no rows", fix="give an artifact or a file of conversations")
+        raise InputRefused(
+            f"{origin.path} holds no rows", why="there is nothing to choose from",
+            fix="give an artifact or a file of conversations",
+        )  # fmt: skip
     for annotator in annotators.open:
         for need in annotator.gives:
             given = survey.having[need]

@@ -77,7 +77,9 @@ def read_personas(path: Path) -> PersonaList:
             texts.append(text)
             digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     if not texts:
-        raise InputRefused(f"{path} holds no personas", fix="give one persona on each line")
+        raise InputRefused(
+            f"{path} holds no personas", why="every line of it is blank", fix="give one persona on each line"
+        )
     return PersonaList(tuple(texts), digest.hexdigest())
 
 
@@ -86,7 +88,10 @@ def _raw(path: Path) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         for record in Artifact.open(path).records():
             if not isinstance(record, Document):
-                raise InputRefused(f"{path} holds no personas", why="its records are no texts")
+                raise InputRefused(
+                    f"{path} holds no personas", why="its records are no texts",
+                    fix="give what `ojak synthesize personas` made, or a file with one persona on each line",
+                )  # fmt: skip
             yield f"record {record.id}", record.text
     elif path.suffix in (".jsonl", ".json"):
         for line in read_rows(path):

@@ -95,8 +95,9 @@ def test_a_text_cannot_hold_special_tokens(head: Path) -> None:
 def test_heads_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="2 outputs"):
         RewardModel(str(random_head(tmp_path / "two", labels=2)))
-    with pytest.raises(InputRefused, match="cannot be used"):
-        RewardModel(str(tmp_path / "nothing"))
+    for name in (str(tmp_path / "nothing"), "nothing"):  # no name on the hub: it is not asked
+        with pytest.raises(UsageError, match="there is no reward model"):
+            RewardModel(name)
     pickled = random_head(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(InputRefused, match="cannot be used"):

@@ -70,7 +70,7 @@ def test_lines_of_a_pipe_are_a_conversation(model: str) -> None:
 
 def test_a_refused_question_does_not_end_it(model: str) -> None:
     shown = chat(model, *FIXED, stdin="</s>\nTwo?\n")
-    assert shown.exit_code == 0
+    assert (shown.exit_code, "1 of 2 questions got no answer" in shown.stderr) == (3, True)
     assert "forge a turn" in shown.stderr
     assert shown.stderr.count("cut after") == 1
     assert chat(model, "--prompt", "</s>").exit_code == 9

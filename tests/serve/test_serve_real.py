@@ -45,7 +45,7 @@ def test_ojak_asks_ojak(url: str, tmp_path: Path) -> None:
     caps = "--max-instruction-tokens 32 --max-response-tokens 24"
     command = [sys.executable, "-m", "ojak", *words.split(), *caps.split(), "--out", str(tmp_path / "d")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr  # 3: of so few and so short rows the rules may keep none
     facts = json.loads(done.stdout)
     assert (facts["rows"], facts["failed"], facts["pending"]) == (ROWS, 0, 0)
     artifact = verify(tmp_path / "d")
