@@ -170,5 +170,6 @@ def test_files_that_settings_name_are_watched(folder: Path) -> None:
         "evaluate": {"facts.jsonl"},
     }
     assert all(digest for found in read.values() for digest in found.values())
-    own = BY_NAME["evaluate"].settings()(**{"probe": "@texts/facts"})
+    settings["evaluate"]["probe"] = "@texts/facts"
+    own = BY_NAME["evaluate"].settings()(**settings["evaluate"])
     assert BY_NAME["evaluate"].files(own) == {}, "a result of a stage is an input, and is told as one"
