@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,13 @@ class LongText:
             return decoder.decode(data, final)
         except UnicodeDecodeError as error:
             raise InputRefused(f"{self.path} is not UTF-8", why=str(error)[:200]) from error
+
+
+def evenly(count: int, most: int | None) -> Sequence[int]:
+    """The places of at most `most` of `count` rows, spread evenly over them; None: of all."""
+    if most is None or count <= most:
+        return range(count)
+    return [i * count // most for i in range(most)]
 
 
 def is_artifact(path: Path) -> bool:

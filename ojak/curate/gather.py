@@ -20,6 +20,7 @@ from ojak.errors import InputRefused, UsageError
 from ojak.formats import load
 from ojak.model.files import cached_sha256
 from ojak.records import Record, Rejected
+from ojak.sources import evenly
 
 SPLITS = ("train", "test", "validation")
 
@@ -59,8 +60,7 @@ def gather(out: Path | str, config: RowsConfig, *, notify: Callable[[str], None]
     share an id, and for none; UsageError for splits that leave no row to train on; and what `publish` raises.
     """
     records = [record for path in config.data for record in _read(path, notify)]
-    if config.limit is not None and len(records) > config.limit:
-        records = [records[i * len(records) // config.limit] for i in range(config.limit)]
+    records = [records[place] for place in evenly(len(records), config.limit)]
     _check(config, records)
     sizes = split_sizes(len(records), config.test, config.validation)
     parts = _parts(records, sizes, config.seed)

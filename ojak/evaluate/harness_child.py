@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ojak.errors import InputRefused, OjakError
+from ojak.sources import evenly
 
 if TYPE_CHECKING:
     from ojak.evaluate.harness_model import HarnessModel
@@ -71,7 +72,7 @@ def run_tasks(lm: HarnessModel, tasks: list[dict[str, Any]], limit: int | None) 
         task.set_fewshot_seed(seed=defaults.DEFAULT_OTHER_SEED)
         rows = len(task.eval_docs)
         if limit is not None and limit < rows:
-            chosen[name] = [i * rows // limit for i in range(limit)]
+            chosen[name] = [*evenly(rows, limit)]
     found: Any = evaluate(lm=lm, task_dict=loaded, samples=chosen)
     return {name: _figures(found["results"][name], found["samples"][name]) for name in loaded["tasks"]}
 

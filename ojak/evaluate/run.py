@@ -36,7 +36,7 @@ from ojak.judge.facts import Fact, Recalled, read_facts
 from ojak.model.files import cached_sha256
 from ojak.model.load import Model, load_model, read_source
 from ojak.records import AnyRecord, Conversation
-from ojak.sources import read_all
+from ojak.sources import evenly, read_all
 
 LIKELIHOOD_FILE = "likelihood.json"  # of each row that was scored: what the sums are made of
 LIKELIHOOD = ("rows", "nats", "tokens", "bytes")
@@ -152,8 +152,7 @@ def _records(config: EvaluateConfig) -> list[AnyRecord]:
             f"there is nothing at {config.data!r}", fix="give --data a file, a folder or an artifact"
         )
     rows = list(read_all(path, config.split))
-    if config.limit is not None and len(rows) > config.limit:
-        rows = [rows[i * len(rows) // config.limit] for i in range(config.limit)]
+    rows = [rows[place] for place in evenly(len(rows), config.limit)]
     if not rows:
         raise InputRefused(
             f"{path} has no rows",
