@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +33,8 @@ class Batch:
 
     targets_BT: the NEXT token's id where that is learnt, IGNORED elsewhere, and at the end of each document.
     positions_BT begin at 0 in each document. lengths: the documents' (packed: in order, their sum is T), or the rows'
-    without padding. tokens: without padding. supervised: targets that are not IGNORED.
+    without padding. tokens: without padding. supervised: targets that are not IGNORED. rows: the documents' numbers in
+    the run's rows; epoch: the one they are seen in.
     """
 
     ids_BT: Tensor
@@ -43,6 +44,8 @@ class Batch:
     packed: bool
     tokens: int
     supervised: int
+    rows: tuple[int, ...] = ()
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class EpochPlan:
     micro_batch: int
     world_size: int
     padded: bool
+    epoch: int = 0
 
     @property
     def items(self) -> int:
@@ -94,9 +98,11 @@ class EpochPlan:
         return made + [_filler()] * (most - len(made))
 
     def _batch(self, items: Sequence[int]) -> Batch:
-        chosen = itertools.chain.from_iterable(self.order[self.bounds[i] : self.bounds[i + 1]] for i in items)
-        documents = [self.rows[int(row)] for row in chosen]
-        return padded_batch(documents) if self.padded else packed_batch(documents)
+        parts = (self.order[self.bounds[i] : self.bounds[i + 1]].tolist() for i in items)
+        chosen = tuple(itertools.chain.from_iterable(parts))
+        documents = [self.rows[row] for row in chosen]
+        made = padded_batch(documents) if self.padded else packed_batch(documents)
+        return replace(made, rows=chosen, epoch=self.epoch)
 
 
 Document = tuple["NDArray[np.uint32]", "NDArray[np.bool_]"]
@@ -166,7 +172,7 @@ def plan_epoch(
     if packing:
         order, bounds = _packs(rows, order, max_len, (seed, epoch))
     micro = micro_batch or (1 if packing else batch // world_size)
-    return EpochPlan(rows, order, bounds, batch, micro, world_size, padded)
+    return EpochPlan(rows, order, bounds, batch, micro, world_size, padded, epoch)
 
 
 def _check(rows: Rows, batch: int, max_len: int, packing: bool, world_size: int, padded: bool) -> None:

@@ -64,7 +64,7 @@ def train_steps(run: Run) -> bool:
     for epoch, place, batches in run.batches:
         begin, busy = time.perf_counter(), time.thread_time()
         supervised, tokens = _counts(run, batches)
-        loss, computed = _gradients(run, batches, supervised)
+        loss, computed, extras = _gradients(run, batches, supervised)
         norm = math.sqrt(run.processes.total(run.optimizer.square_norm())[0])
         _check_finite(state.step + 1, loss, norm)
         share = rate(config.schedule, state.step, run.steps)
@@ -78,7 +78,12 @@ def train_steps(run: Run) -> bool:
         state.tokens, state.supervised_tokens = state.tokens + tokens, state.supervised_tokens + supervised
         state.seconds += seconds
         state.extra = {"loss_first": loss, **state.extra, "loss_last": loss}
-        facts = {"loss": loss, "lr": config.lr * share, "gradient_norm": norm, "cpu_s": round(busy, 4)}
+        facts = {
+            "loss": loss,
+            "lr": config.lr * share,
+            "gradient_norm": norm,
+            "cpu_s": round(busy, 4),
+        } | extras
         run.record(facts | run.meter.step(state, run.steps, seconds, tokens, supervised, computed))
 
         last = state.step >= run.steps
@@ -103,18 +108,24 @@ def _counts(run: Run, batches: Micro) -> tuple[int, int]:
     return int(supervised), int(tokens)
 
 
-def _gradients(run: Run, batches: Micro, supervised: int) -> tuple[float, int]:
-    """Leave the step's gradient in the weights; gives its loss and the computed tokens, over all processes."""
+def _gradients(run: Run, batches: Micro, supervised: int) -> tuple[float, int, dict[str, float]]:
+    """Leave the step's gradient in the weights; gives its loss, computed tokens and extras, over all processes."""
     total, computed = 0.0, 0
+    sums: dict[str, tuple[float, float]] = {}
     for number, batch in enumerate(batches):
         loss = run.objective(run.decoder, batch)
         (loss.sum / max(1, supervised)).backward()
         total, computed = total + float(loss.sum.detach()), computed + loss.computed
+        for name, (value, count) in loss.extras.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + value, before[1] + count
         if number + 1 < len(batches):
             run.optimizer.gather()
     run.optimizer.finish()
     total, everywhere = run.processes.total(total, computed)
-    return total / max(1, supervised), int(everywhere)
+    extras = {name: run.processes.total(*sums[name]) for name in sorted(sums)}
+    found = {name: value / count for name, (value, count) in extras.items() if count}
+    return total / max(1, supervised), int(everywhere), found
 
 
 def _check_finite(step: int, loss: float, norm: float) -> None:

@@ -14,24 +14,39 @@ from ojak.train.loss import chunked_cross_entropy
 
 if TYPE_CHECKING:
     from ojak.model.decoder import Decoder
+    from ojak.model.load import Model
     from ojak.train.batches import Batch
     from ojak.train.config import TrainConfig
+    from ojak.train.processes import Processes
+    from ojak.train.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
     """`sum` over `supervised` tokens, to be divided by those of the whole step before `backward`.
 
-    `computed`: tokens that went through the layers. `extras`: further figures for the log.
+    `computed`: tokens that went through the layers. `extras`: further figures for the log, each (sum, over how many):
+    the log gets their quotient over the whole step. An objective gives the same names for every batch, an empty one too:
+    the processes add them up together.
     """
 
     sum: Tensor
     supervised: int
     computed: int
-    extras: Mapping[str, float] = field(default_factory=dict)
+    extras: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 Objective: TypeAlias = "Callable[[Decoder, Batch], Loss]"
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What an objective may be made of beside the settings: the model as it begins, and the rows it learns from."""
+
+    model: Model
+    rows: Rows
+    processes: Processes
+    notify: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +89,7 @@ class NextToken:
         return hidden_BTD.flatten(0, 1), batch.targets_BT.to(device).flatten(), batch.ids_BT.numel()
 
 
-def objective(config: TrainConfig) -> Objective:
+def objective(config: TrainConfig, material: Material | None = None) -> Objective:
     """The objective that the settings name.
 
     "pretrain" learns every token of texts that begin differently, so nothing is looked for that could be shared.

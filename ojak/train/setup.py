@@ -24,7 +24,7 @@ from ojak.train.course import Course
 from ojak.train.ema import MovingMean
 from ojak.train.fresh import starting_source
 from ojak.train.meter import Meter, peak_flops
-from ojak.train.objectives import Objective, measured, objective
+from ojak.train.objectives import Material, Objective, measured, objective
 from ojak.train.optimizer import STATE_DTYPES, Optimizer, whole
 from ojak.train.processes import Processes, local, split_weights
 from ojak.train.rows import Rows, open_rows
@@ -154,8 +154,9 @@ def prepare(config: TrainConfig, processes: Processes, notify: Callable[[str], N
     mean = MovingMean(config.ema, optimizer) if config.ema else None
     course = Course(config, rows, processes)
     peak = config.peak_flops or peak_flops(processes.device)
+    learnt = objective(config, Material(model, rows, processes, notify))
     return Trainee(
-        config, processes, model, rows, held_out, course, course.steps(), objective(config), optimizer, mean,
+        config, processes, model, rows, held_out, course, course.steps(), learnt, optimizer, mean,
         Meter(model.decoder, peak and peak * processes.size), _state(config, rows, optimizer, mean, processes),
         facts,
     )  # fmt: skip
