@@ -26,8 +26,8 @@ class Loss:
     """`sum` over `supervised` tokens, to be divided by those of the whole step before `backward`.
 
     `computed`: tokens that went through the layers. `extras`: further figures for the log, each (sum, over how many):
-    the log gets their quotient over the whole step. An objective gives the same names for every batch, an empty one too:
-    the processes add them up together.
+    the log gets their quotient over the whole step. An objective gives the same names for every batch, an empty one
+    too: the processes add them up together.
     """
 
     sum: Tensor
