@@ -14,10 +14,10 @@ from ojak.engines.base import Capabilities, Scored
 from ojak.errors import InputRefused, ResourceExhausted, UsageError
 from ojak.model.cache import CacheShape, entry_bytes
 from ojak.model.estimate import matrix_rate, parameters_of, token_rate
-from ojak.model.fuse import fuse, weight_bytes
+from ojak.model.fuse import ready
 from ojak.model.generate import KEPT_TOKENS, LADDER, Generator
 from ojak.model.load import Model
-from ojak.model.memory import available_bytes, keep_freed_memory, peak_rss_bytes
+from ojak.model.memory import available_bytes, peak_rss_bytes
 from ojak.model.request import Completion, Prompt, Request, Sampling
 from ojak.model.score import score, score_greedy
 
@@ -117,19 +117,13 @@ class NativeEngine:
 
     def score(self, texts: Iterable[Scored]) -> Iterator[tuple[float, ...]]:
         """Raises UsageError for a text longer than the model was made for."""
-        self._ready_weights()
+        ready(self.model.decoder)
         return score(self.model.decoder, map(self._ids, texts))
 
     def score_greedy(self, texts: Iterable[Scored]) -> Iterator[tuple[tuple[float, bool], ...]]:
         """`score`, and of each token whether greedy decoding would have written it."""
-        self._ready_weights()
+        ready(self.model.decoder)
         return score_greedy(self.model.decoder, map(self._ids, texts))
-
-    def _ready_weights(self) -> None:
-        """Lays the weights out for fast products, if memory allows; once."""
-        keep_freed_memory()
-        if 2 * weight_bytes(self.model.decoder) < available_bytes(self.model.device):
-            fuse(self.model.decoder)
 
     def _ids(self, text: Scored) -> tuple[Sequence[int], Sequence[int]]:
         tokenizer, prompt, continuation = self.model.tokenizer, text.prompt, text.continuation
@@ -177,7 +171,7 @@ class NativeEngine:
         """Plans the memory, readies the weights and checks what keeps a row's bits; once for a given length."""
         model = self.model
         if self.generator is None:
-            self._ready_weights()
+            ready(self.model.decoder)
             self.base_bytes = peak_rss_bytes()
         else:
             self.generator.close()

@@ -176,6 +176,7 @@ class Masks:
 
     def __init__(self, cache: SlotCache, own_NT: Tensor, spans_N2: Tensor) -> None:
         self.by_window: dict[int | None, Tensor] = {}
+        own_NT, spans_N2 = own_NT.int(), spans_N2.int()  # far into a text, half the memory to go through
         newest_N1 = own_NT.amax(-1, keepdim=True)
         for window in set(cache.windows):
             length = cache.k[cache.windows.index(window)].shape[2]
@@ -189,7 +190,7 @@ class Masks:
 def _prefix_visible(own_NT: Tensor, spans_N2: Tensor, total: int, window: int | None) -> Tensor:
     """Which entries of the prefix pool each token sees: its row's own prefix, as far as the window reaches."""
     begin, end = spans_N2[:, :1, None], spans_N2[:, 1:, None]
-    entry = torch.arange(total, device=own_NT.device)
+    entry = torch.arange(total, dtype=own_NT.dtype, device=own_NT.device)
     visible = (entry >= begin) & (entry < end) & (own_NT >= 0)[..., None]
     if window is None:
         return visible
@@ -199,7 +200,7 @@ def _prefix_visible(own_NT: Tensor, spans_N2: Tensor, total: int, window: int | 
 
 def _ring_visible(own_NT: Tensor, newest_N1: Tensor, length: int, window: int | None) -> Tensor:
     """Which ring entries each token sees. Entry i holds the newest token p with p mod length = i."""
-    entry = torch.arange(length, device=own_NT.device)
+    entry = torch.arange(length, dtype=own_NT.dtype, device=own_NT.device)
     held_N1L = (newest_N1 - (newest_N1 - entry) % length)[:, None]
     distance_NTL = own_NT[..., None] - held_N1L
     visible = (held_N1L >= 0) & (distance_NTL >= 0)
@@ -216,12 +217,13 @@ def attend_rows(
 ) -> Tensor:
     """Attention of X queries a row and key-value head over the shared prefixes and the row's own ring.
 
-    One softmax over both parts. The prefixes' part is one product for all rows, their keys being the same.
+    One softmax over both parts. The prefixes' part is one product for all rows, their keys being the same. `matmul` of
+    four dimensions would copy all keys of a single row first; `bmm` of three gives the same bits without.
     """
     (k, v), (shared_k, shared_v) = kv_NKLE, prefix_KPE
     N, K, X, E = q_NKXE.shape
     P = shared_k.shape[1]
-    scores = q_NKXE @ k.transpose(-1, -2)
+    scores = torch.bmm(q_NKXE.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).view(N, K, X, -1)
     if P:
         all_q = q_NKXE.transpose(0, 1).reshape(K, N * X, E)
         shared = (all_q @ shared_k.transpose(-1, -2)).view(K, N, X, P).transpose(0, 1)
@@ -230,7 +232,7 @@ def attend_rows(
         weights = scores.mul_(scale).add_(mask_N1XL).softmax(-1)
     else:
         weights = softcap(scores.float().mul_(scale), cap).add_(mask_N1XL).softmax(-1).type_as(v)
-    out = weights[..., P:] @ v
+    out = torch.bmm(weights[..., P:].flatten(0, 1), v.flatten(0, 1)).view(N, K, X, E)
     if P:
         all_weights = weights[..., :P].transpose(0, 1).reshape(K, N * X, P)
         out = out + (all_weights @ shared_v).view(K, N, X, E).transpose(0, 1)
@@ -288,6 +290,8 @@ class PrefillAttend:
         self.places = Places(cache, self.slots_N[self.row_N], own[self.row_N, self.column_N])
         spans = torch.tensor([piece.span for piece in pieces], device=device)
         self.masks = Masks(cache, own, spans)
+        self.only = pieces[0].slot if len(pieces) == 1 else None
+        self.repeated: dict[int | None, Tensor] = {}
 
     def __call__(self, layer: int, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
         cache, config = self.cache, self.cache.config
@@ -300,8 +304,10 @@ class PrefillAttend:
         q_NKXE = (
             padded.view(self.rows, C, K, H // K, E).transpose(1, 2).reshape(self.rows, K, C * (H // K), E)
         )
-        kv = cache.k[layer][self.slots_N], cache.v[layer][self.slots_N]
-        mask = self.masks.by_window[window].repeat_interleave(H // K, dim=1)[:, None]
+        kv, mask = (
+            (self._of_slots(cache.k[layer]), self._of_slots(cache.v[layer])),
+            self._mask(window, H // K),
+        )
         cap = config.attn_logit_softcapping
         out = attend_rows(
             q_NKXE, kv, (cache.prefix_k[layer], cache.prefix_v[layer]), mask, config.attention_scale, cap
@@ -310,6 +316,16 @@ class PrefillAttend:
         flat = q_BTHE.new_zeros(q_BTHE.shape)
         flat[0, :used] = out[self.row_N, self.column_N]
         return flat
+
+    def _of_slots(self, kept_SKLE: Tensor) -> Tensor:
+        """The entries of the tile's rows; of a single one no copy, which would be long for a long text."""
+        return kept_SKLE[self.slots_N] if self.only is None else kept_SKLE[self.only : self.only + 1]
+
+    def _mask(self, window: int | None, group: int) -> Tensor:
+        """The mask of a kind of layer for each query head of a group, made once for all layers of the kind."""
+        if window not in self.repeated:
+            self.repeated[window] = self.masks.by_window[window].repeat_interleave(group, dim=1)[:, None]
+        return self.repeated[window]
 
 
 class PrefixAttend:

@@ -52,11 +52,10 @@ def read(folder: Path | str) -> Source:
     """
     folder = Path(folder)
     config = read_config(folder)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     for file in files:
         check_safetensors(file)
     tokenizer = Tokenizer.from_folder(folder, config)
-    hashed = [folder / name for name in HASHED if (folder / name).is_file()]
     return Source(
         name=_name(folder),
         path=folder,
@@ -65,10 +64,16 @@ def read(folder: Path | str) -> Source:
         tokenizer=tokenizer,
         chat_template=read_chat_template(folder),
         stop_ids=read_stop_ids(folder, config, tokenizer),
-        sha256=combined_sha256([*hashed, *files], folder),
+        sha256=folder_sha256(folder, files),
         quantization=None,
-        license=_license(folder),
+        license=read_license(folder),
     )
+
+
+def folder_sha256(folder: Path, files: list[Path]) -> str:
+    """One hash over what is read of a folder: its texts, and the weights in `files`."""
+    hashed = [folder / name for name in HASHED if (folder / name).is_file()]
+    return combined_sha256([*hashed, *files], folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -111,7 +116,8 @@ def read_object(path: Path) -> dict[str, Any]:
 # Weights
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of a folder. Raises InputRefused for none, and for pickles."""
     index = read_object(folder / "model.safetensors.index.json")
     if index:
         return _indexed_files(folder, index)
@@ -180,26 +186,26 @@ def _tensors(files: list[Path], config: dict[str, Any]) -> Iterator[tuple[str, t
     """All tensors under the names of the text model; a tied head and other modalities are left out."""
     from safetensors import SafetensorError, safe_open
 
-    tied = config.get("tie_word_embeddings", str(config.get("model_type", "")).startswith("gemma"))
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    text_name = _text_name(name)
-                    if text_name and not (tied and text_name == "lm_head.weight"):
-                        yield text_name, file.get_tensor(name)
+                    inner = text_name(name, config)
+                    if inner:
+                        yield inner, file.get_tensor(name)
         except SafetensorError as error:
             raise InputRefused(f"{path} is not a sound safetensors file", why=str(error)[:200]) from error
 
 
-def _text_name(name: str) -> str | None:
-    """The name within the text model (a model that also sees keeps it under a prefix), None for other parts."""
+def text_name(name: str, config: Mapping[str, Any]) -> str | None:
+    """The name within the text model (a model that also sees keeps it under a prefix), None for other parts and for a
+    tied head."""
     if any(part in name for part in OTHER_MODALITIES) or name.endswith("rotary_emb.inv_freq"):
         return None
-    for prefix, replacement in TEXT_PREFIXES.items():
-        if name.startswith(prefix):
-            return replacement + name.removeprefix(prefix)
-    return name
+    prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
+    inner = TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+    tied = config.get("tie_word_embeddings", str(config.get("model_type", "")).startswith("gemma"))
+    return None if tied and inner == "lm_head.weight" else inner
 
 
 # What lies beside the weights
@@ -248,7 +254,7 @@ def read_stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) ->
     return ids
 
 
-def _license(folder: Path) -> str | None:
+def read_license(folder: Path) -> str | None:
     """The `license:` line in the front matter of the model card."""
     path = folder / "README.md"
     if not path.is_file():

@@ -1,4 +1,8 @@
-"""`config.json` to DecoderConfig and back: Hugging Face's names, each family's defaults filled in."""
+"""`config.json` to DecoderConfig and back: Hugging Face's names, each family's defaults filled in.
+
+A decoder whose parts no family of Hugging Face puts together is of the type "ojak": its config.json says in so many
+words what a family leaves unsaid, and other programs refuse it by its type.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ from ojak.model.decoder import LIMITS, DecoderConfig
 
 GEMMA = ("gemma2", "gemma3_text")
 QWEN = ("qwen2", "qwen3")
-MODEL_TYPES = ("llama", "mistral", *QWEN, *GEMMA)
+OWN = "ojak"
+MODEL_TYPES = ("llama", "mistral", *QWEN, *GEMMA, OWN)
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -20,7 +25,12 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    OWN: "OjakForCausalLM",
 }
+# What a family decides, and a config.json of the type "ojak" says.
+BY_FAMILY = (
+    "qk_norm", "norm_offset", "pre_norms", "sandwich_norms", "scale_embeddings", "attention_output_bias",
+)  # fmt: skip
 
 # What transformers assumes where a config.json lacks the field; a field that is there and null stays unset.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -55,12 +65,11 @@ def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The `config.json` of this model, which transformers and vLLM read."""
-    by_family = {"qk_norm", "norm_offset", "sandwich_norms", "scale_embeddings", "attention_output_bias"}
-    own = by_family | {"extra", "layer_types"}
+    own = {"extra", "layer_types", *(BY_FAMILY if config.model_type != OWN else ())}
     values = {name: value for name, value in asdict(config).items() if name not in own and value is not None}
     values |= {name: getattr(config, name) for name in DEFAULTS.get(config.model_type, {})}
     values |= {"architectures": [ARCHITECTURES[config.model_type]], **config.extra}
-    if config.model_type in GEMMA or "sliding_attention" in config.layer_types:
+    if config.model_type in (*GEMMA, OWN) or "sliding_attention" in config.layer_types:
         values["layer_types"] = list(config.layer_types)
     if config.model_type in GEMMA:
         values["hidden_activation"] = values.pop("hidden_act")
@@ -87,16 +96,34 @@ def _values(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     activation = config.get("hidden_activation") if gemma else config.get("hidden_act")
     values["hidden_act"] = activation or ("gelu_pytorch_tanh" if gemma else "silu")
     values["attention_bias"] = bool(config.get("attention_bias", model_type == "qwen2"))
-    values["attention_output_bias"] = values["attention_bias"] and model_type != "qwen2"
-    values["qk_norm"] = model_type in ("qwen3", "gemma3_text")
     values["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", gemma))
-    values |= {"norm_offset": 1.0 if gemma else 0.0, "sandwich_norms": gemma, "scale_embeddings": gemma}
+    values |= _by_family(model_type, values, config)
     if gemma:
         values.setdefault("query_pre_attn_scalar", 256)
     values["layer_types"] = _layer_types(model_type, config)
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
     values["extra"] = {name: config[name] for name in kept if config.get(name) is not None}
     return values
+
+
+def _by_family(model_type: str, values: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json leaves to the family; what it says itself where it is of the type "ojak"."""
+    if model_type == OWN:
+        found = {name: config[name] for name in BY_FAMILY}
+        if any(type(found[name]) is not bool for name in BY_FAMILY if name != "norm_offset"):
+            raise ValueError("one of " + ", ".join(BY_FAMILY) + " is not true or false")
+        if found["norm_offset"] not in (0, 1):
+            raise ValueError(f"norm_offset is {found['norm_offset']!r:.80}; it must be 0 or 1")
+        return {**found, "norm_offset": float(found["norm_offset"])}
+    gemma = model_type in GEMMA
+    return {
+        "attention_output_bias": values["attention_bias"] and model_type != "qwen2",
+        "qk_norm": model_type in ("qwen3", "gemma3_text"),
+        "norm_offset": 1.0 if gemma else 0.0,
+        "pre_norms": True,
+        "sandwich_norms": gemma,
+        "scale_embeddings": gemma,
+    }
 
 
 def _layer_types(model_type: str, config: dict[str, Any]) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ class DecoderConfig:
 
     `layer_types` says "full_attention" or "sliding_attention" for each layer; `norm_offset` is 1.0 where the norm
     weight is stored as w and applied as (1 + w) (Gemma); `sandwich_norms` where norms follow the sub-layers, too.
+    `pre_norms` is false where they only follow them (arXiv 2501.00656, section 3.2).
     """
 
     model_type: str
@@ -80,6 +81,7 @@ class DecoderConfig:
     attention_output_bias: bool = False
     qk_norm: bool = False
     norm_offset: float = 0.0
+    pre_norms: bool = True
     sandwich_norms: bool = False
     scale_embeddings: bool = False
     tie_word_embeddings: bool = False
@@ -113,6 +115,8 @@ class DecoderConfig:
             return f"hidden_act is {self.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
         if len(self.layer_types) != self.num_hidden_layers:
             return f"{len(self.layer_types)} layer types for {self.num_hidden_layers} layers"
+        if not self.pre_norms and not self.sandwich_norms:
+            return "layers without any norm"
         unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
         if unknown:
             return f"layers of type {min(unknown)[:80]!r}; known are full_attention and sliding_attention"
@@ -223,18 +227,22 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward around the residual stream; norms before, and with `sandwich_norms` after, too."""
+    """Attention and feed-forward around the residual stream; norms before, and with `sandwich_norms` after, too.
+
+    Without `pre_norms` those before are missing, and the stream itself goes into the sub-layers.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         D, eps, offset = config.hidden_size, config.rms_norm_eps, config.norm_offset
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(D, eps, offset)
+        before = config.pre_norms
+        self.input_layernorm = RMSNorm(D, eps, offset) if before else nn.Identity()
         self.post_attention_layernorm = RMSNorm(D, eps, offset)
         self.sandwich = config.sandwich_norms
         if self.sandwich:
-            self.pre_feedforward_layernorm = RMSNorm(D, eps, offset)
+            self.pre_feedforward_layernorm = RMSNorm(D, eps, offset) if before else nn.Identity()
             self.post_feedforward_layernorm = RMSNorm(D, eps, offset)
 
     def forward(self, x_BTD: Tensor, cos_sin_BT1E: tuple[Tensor, Tensor], attend: Attend) -> Tensor:

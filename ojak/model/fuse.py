@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ojak.model.decoder import MLP, Decoder, Layer
+from ojak.model.memory import available_bytes, keep_freed_memory
 
 LAYOUT_ROWS = 256  # the number of rows that the layout is chosen for
 
@@ -87,15 +88,27 @@ def weight_bytes(decoder: Decoder) -> int:
     return sum(p.numel() * p.element_size() for name, p in decoder.named_parameters() if "norm" not in name)
 
 
+def is_fused(decoder: Decoder) -> bool:
+    """Whether a decoder was made ready for generation."""
+    return any(
+        layer.self_attn.fused_qkv is not None for layer in decoder.model.layers if isinstance(layer, Layer)
+    )
+
+
+def ready(decoder: Decoder) -> None:
+    """Lays the weights out for fast products, if memory allows; once."""
+    keep_freed_memory()
+    if 2 * weight_bytes(decoder) < available_bytes(decoder.model.embed_tokens.weight.device):
+        fuse(decoder)
+
+
 @torch.inference_mode()
-def fuse(decoder: Decoder) -> None:
+def fuse(decoder: Decoder, *, again: bool = False) -> None:
     """Makes a decoder ready for generation. Its parameters stay as they are; changing them later has no effect.
 
-    Does nothing to a decoder that is ready already.
+    Does nothing to a decoder that is ready already, unless `again`: its parameters have changed since.
     """
-    if any(
-        layer.self_attn.fused_qkv is not None for layer in decoder.model.layers if isinstance(layer, Layer)
-    ):
+    if is_fused(decoder) and not again:
         return
     laid_out = can_lay_out(decoder)
     for layer in decoder.model.layers:

@@ -8,6 +8,7 @@ what is saved, a plain LoRA of rank 2r that belongs to the model as it was publi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class LoraLinear(Linear):
     `lora_magnitude_vector` (out), the lengths of DoRA's rows. `start_A`, `start_B`: what is subtracted, if anything.
     """
 
+    resting = False  # as if there were no adapter, see `without_adapters`
     lora_magnitude_vector: nn.Parameter | None
     start_A: Tensor | None
     start_B: Tensor | None
@@ -58,6 +60,8 @@ class LoraLinear(Linear):
         return torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], dim=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.resting:
+            return F.linear(input, self.weight, self.bias)
         x, (a_RI, b_OR) = input, self.factors()
         into = F.dropout(x, self.dropout, self.training) if self.dropout else x
         update = F.linear(F.linear(into, a_RI.type_as(x)), (b_OR * self.scaling).type_as(x))
@@ -100,6 +104,19 @@ class LoraLinear(Linear):
 def lora_layers(decoder: Decoder) -> Iterator[tuple[str, LoraLinear]]:
     """The layers with an adapter, by name."""
     return ((name, module) for name, module in decoder.named_modules() if isinstance(module, LoraLinear))
+
+
+@contextmanager
+def without_adapters(decoder: Decoder) -> Iterator[None]:
+    """Inside, the decoder does what its base does, whatever its adapters have learnt."""
+    layers = [layer for _, layer in lora_layers(decoder)]
+    for layer in layers:
+        layer.resting = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.resting = False
 
 
 @torch.no_grad()

@@ -92,6 +92,16 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def held_bytes(device: torch.device) -> int:
+    """What this process holds now where its tensors are: video memory, or RAM."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most of it since `forget_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()
+
+
 def resident_bytes() -> int:
     """The RAM this process holds now; the most it has held where that cannot be asked."""
     with suppress(OSError, ValueError, IndexError):

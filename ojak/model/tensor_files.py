@@ -41,7 +41,8 @@ def in_order(forms: Mapping[str, Form]) -> list[str]:
 def write_tensors(path: Path, forms: Mapping[str, Form], tensors: Iterable[Tensor]) -> str:
     """Write a new file, durable when this returns (but for its name), and give its SHA-256.
 
-    `tensors` come in the order of `in_order(forms)`; each is let go before the next is asked for.
+    `tensors` come in the order of `in_order(forms)`, each whole or in pieces one after the other; each is let go before
+    the next is asked for.
     """
     digest = hashlib.sha256()
     with path.open("xb") as file:
