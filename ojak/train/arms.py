@@ -23,13 +23,14 @@ from ojak._progress import Listener, Progress, silent
 from ojak._settings import dotted, explain, problems, wrong_value
 from ojak.artifact import Artifact, Input, publish
 from ojak.errors import InputRefused, UsageError, VerificationFailed
-from ojak.train.config import TrainConfig
+from ojak.train.config import BLOCKS, TrainConfig
 from ojak.train.finished import check_same, check_sizes, read_manifest
 from ojak.train.sources import contents_sha256, parse_source
 
 ARM = re.compile(r"(?!(?:base|data|rejected)\Z)[a-z0-9][a-z0-9_.-]{0,39}")
 ONLY = "tuned"  # the name of an arm that nobody named
 OWN = ("arms", "seeds", "data_sha256", "out", "resume", "accept_license")
+OF_SEED = "{seed}"  # stands for the run's seed in the name of its model: to go on from runs of the same seeds
 REFERENCE = "@"  # begins a source that is the result of an earlier stage
 
 Locate = Callable[[str], str]
@@ -40,7 +41,8 @@ class ArmsConfig(TrainConfig):
 
     arms: for each its name, and what it sets otherwise than the rest says. seeds: each arm is trained with each of them
     (none: with `seed`). data, val_data: sources as in `TrainConfig`, or `@STAGE[:SPLIT][:WEIGHT]`, the result of an
-    earlier stage of the recipe; without data, the newest rows.
+    earlier stage of the recipe; without data, the newest rows. The same in `evaluate.more`. A model whose path holds
+    `{seed}` is another one for each seed, such as what an earlier recipe trained with it.
     """
 
     data: tuple[str, ...] = ()
@@ -77,7 +79,8 @@ class ArmsConfig(TrainConfig):
         found: list[str] = []
         for changes in self.arms.values() or [{}]:
             here = {"data": self.data, "val_data": self.val_data, **(changes or {})}
-            found += [*(here["data"] or ("",)), *filter(None, [here["val_data"]])]
+            more = _merged(self.evaluate.model_dump(), (changes or {}).get("evaluate") or {})["more"]
+            found += [*(here["data"] or ("",)), *filter(None, [here["val_data"], *more.values()])]
         return list(dict.fromkeys(found))
 
     @property
@@ -96,6 +99,8 @@ def _made(config: ArmsConfig, arm: str, more: Mapping[str, Any]) -> TrainConfig:
     """The settings of a run of an arm. Raises ValueError that names the arm and what is wrong with it."""
     given = config.model_dump(exclude_unset=True, exclude=set(OWN))
     values = {**_merged(given, config.arms.get(arm) or {}), **more}
+    for name in set(BLOCKS) - {values.get("objective")}:
+        values.pop(name, None)  # what the stage says of an objective holds for the arms that have it
     wrong = list(problems(TrainConfig, values))
     if wrong:
         lines = [explain(item, f"arms.{arm}.{dotted(item['loc'])}", fields) for item, fields in wrong]
@@ -151,10 +156,20 @@ def arm_runs(config: ArmsConfig, locate: Locate, accept_license: tuple[str, ...]
                 "accept_license": accept_license,
             }
             try:
-                runs.append(ArmRun(arm, seed, _made(config, arm, more)))
+                runs.append(ArmRun(arm, seed, _located(_made(config, arm, more), locate)))
             except ValueError as error:
                 raise UsageError(str(error)) from error
     return runs
+
+
+def _located(config: TrainConfig, locate: Locate) -> TrainConfig:
+    """The settings of a run with the paths of its further held-out rows, and its model that of its own seed."""
+    more = {name: locate(text) for name, text in config.evaluate.more.items()}
+    changes = {
+        "evaluate": config.evaluate.model_copy(update={"more": more}),
+        "model": config.model.replace(OF_SEED, str(config.seed)),
+    }
+    return config.model_copy(update=changes)
 
 
 def check_runs(runs: Sequence[ArmRun]) -> None:

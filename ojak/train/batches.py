@@ -33,8 +33,9 @@ class Batch:
 
     targets_BT: the NEXT token's id where that is learnt, IGNORED elsewhere, and at the end of each document.
     positions_BT begin at 0 in each document. lengths: the documents' (packed: in order, their sum is T), or the rows'
-    without padding. tokens: without padding. supervised: targets that are not IGNORED. rows: the documents' numbers in
-    the run's rows; epoch: the one they are seen in.
+    without padding. tokens: without padding. supervised: targets that are not IGNORED. rows: the documents' numbers
+    in the run's rows; epoch: the one they are seen in. pairs: how many of the rows are pairs, all or none: each then
+    has two documents, one after the other, the better answer's first.
     """
 
     ids_BT: Tensor
@@ -46,6 +47,12 @@ class Batch:
     supervised: int
     rows: tuple[int, ...] = ()
     epoch: int = 0
+    pairs: int = 0
+
+    @property
+    def units(self) -> int:
+        """What a step's loss is the mean over: pairs, where the rows are pairs, otherwise supervised tokens."""
+        return self.pairs or self.supervised
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +102,12 @@ class EpochPlan:
         most = math.ceil(math.ceil(len(items) / self.world_size) / self.micro_batch)
         own = items[rank :: self.world_size]
         made = [self._batch(own[at : at + self.micro_batch]) for at in range(0, len(own), self.micro_batch)]
-        return made + [_filler()] * (most - len(made))
+        return made + [filler()] * (most - len(made))
 
     def _batch(self, items: Sequence[int]) -> Batch:
         parts = (self.order[self.bounds[i] : self.bounds[i + 1]].tolist() for i in items)
-        chosen = tuple(itertools.chain.from_iterable(parts))
-        documents = [self.rows[row] for row in chosen]
-        made = padded_batch(documents) if self.padded else packed_batch(documents)
-        return replace(made, rows=chosen, epoch=self.epoch)
+        chosen = list(itertools.chain.from_iterable(parts))
+        return batch_of(self.rows, chosen, padded=self.padded, epoch=self.epoch)
 
 
 Document = tuple["NDArray[np.uint32]", "NDArray[np.bool_]"]
@@ -114,6 +119,13 @@ def packed_batch(documents: Sequence[Document]) -> Batch:
     targets = np.concatenate([_targets(*document) for document in documents])
     positions = np.concatenate([np.arange(len(ids)) for ids, _ in documents])
     return _made((ids, targets, positions), documents, packed=True)
+
+
+def batch_of(rows: Rows, numbers: Sequence[int], *, padded: bool = False, epoch: int = 0) -> Batch:
+    """The rows of these numbers, packed or padded."""
+    documents = [document for row in numbers for document in rows.documents(row)]
+    made = padded_batch(documents) if padded else packed_batch(documents)
+    return replace(made, rows=tuple(numbers), epoch=epoch, pairs=len(numbers) if rows.paired else 0)
 
 
 def padded_batch(documents: Sequence[Document]) -> Batch:
@@ -140,7 +152,7 @@ def _made(arrays: tuple[NDArray[np.int64], ...], documents: Sequence[Document], 
     return Batch(ids, targets, positions, lengths, packed, sum(lengths), supervised)
 
 
-def _filler() -> Batch:
+def filler() -> Batch:
     """A batch that adds nothing to a step, for a process that must take part in it."""
     zero, none = torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), IGNORED)
     return Batch(zero, none, zero, (1,), True, 0, 0)
@@ -183,9 +195,11 @@ def _check(rows: Rows, batch: int, max_len: int, packing: bool, world_size: int,
         )
     if packing and padded:
         raise UsageError("packed rows have no padding", fix="choose either packing or padding")
-    if int(rows.lengths.max()) > max_len:
+    if packing and rows.paired:
+        raise UsageError("pairs are not packed", why="a step is a number of pairs", fix="leave out packing")
+    if rows.longest > max_len:
         raise UsageError(
-            f"a row has {int(rows.lengths.max())} tokens, more than max_len {max_len}",
+            f"a row has {rows.longest} tokens, more than max_len {max_len}",
             fix="open the rows with the same max_len",
         )
 

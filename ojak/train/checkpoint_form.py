@@ -17,12 +17,12 @@ from ojak.train.processes import part_rows
 
 MANIFEST, STATE = "manifest.json", "state.json"
 MAX_MANIFEST_BYTES, MAX_STATE_BYTES = 16 << 20, 64 << 20
-GROUPS = ("master", "ema", "optimizer")
+GROUPS = ("master", "ema", "anchor", "optimizer")
 COMPANY = re.compile(
     r"(?!manifest\.)[a-zA-Z][a-zA-Z0-9_]{0,60}\.(json|jinja|md)"
 )  # what makes a model of the weights
 TENSOR_FILE = re.compile(
-    r"(adapter_)?model\.safetensors|(master|ema|optimizer)-rank[0-9]{1,5}of[0-9]{1,5}\.safetensors"
+    r"(adapter_)?model\.safetensors|(master|ema|anchor|optimizer)-rank[0-9]{1,5}of[0-9]{1,5}\.safetensors"
 )
 
 Count = Annotated[int, Field(ge=0)]

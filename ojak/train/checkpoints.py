@@ -6,6 +6,7 @@
       master-rank0of2.safetensors    a process's rows of the float32 master weights, `master.<name>`
       optimizer-rank0of2.safetensors ... of the optimizer's state, `optimizer.<name>.<slot>`
       ema-rank0of2.safetensors       ... of the averaged weights, `ema.<name>`
+      anchor-rank0of1.safetensors    the weights that `reinforce` holds a run near, `anchor.<name>`
       state.json                     where the run stood, its settings, and the form of every tensor
       manifest.json                  size and SHA-256 of every file; written last, before the folder gets its name
 
@@ -59,7 +60,8 @@ class TrainState:
     """All that a run is made of between two steps, as one process holds it.
 
     Draws depend on (seed, step) alone, so that there is no state of a random generator to keep.
-    tensors: the weights by Hugging Face's name, and `master.<name>`, `optimizer.<name>.<slot>`, `ema.<name>`.
+    tensors: the weights by Hugging Face's name, and `master.<name>`, `optimizer.<name>.<slot>`, `ema.<name>`,
+    `anchor.<name>`.
     shapes: the whole shape of each tensor of which this process holds only its rows (`processes.part_rows`).
     config: the settings that shape the run; one that differs ends a resume. rows_sha256: of the tokenized data.
     adapter: the weights are an adapter's.

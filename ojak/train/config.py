@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import orjson
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ojak._settings import Settings
 from ojak.model.lora_config import LoraConfig
+from ojak.train.distil_config import DistilConfig
+from ojak.train.prefer_config import LR as PREFER_LR
+from ojak.train.prefer_config import PreferConfig
+from ojak.train.reinforce_config import LR as REINFORCE_LR
+from ojak.train.reinforce_config import ReinforceConfig
 
 Dtype = Literal["bfloat16", "float32"]
+ObjectiveName = Literal["pretrain", "finetune", "distil", "prefer", "reinforce"]
+Reads = Literal["pretrain", "finetune", "prefer", "reinforce"]
+BLOCKS = ("distil", "prefer", "reinforce")  # objectives with settings of their own, under their name
+HELD_OUT = r"^[a-z][a-z0-9_]{0,39}$"  # the name of further held-out rows
 ADAPTER_LR = 2e-4  # ten times that of all weights (Schulman et al. 2025, "LoRA Without Regret")
 
 
@@ -58,11 +67,16 @@ class EvaluateConfig(Settings):
     """Loss on the validation rows every so many steps (0: at the end only), over at most so many batches.
 
     probe: a file of facts (`ojak.judge.facts`) that the model is asked for at the same steps, and before the first one.
+    more: further held-out rows by name, such as general text during training on a field's; each is logged as
+    `val_loss_<name>` at the same steps, and before the first one. Sources as in `val_data`.
     """
 
     every_steps: int = Field(default=0, ge=0)
     batches: int = Field(default=50, ge=1)
     probe: str | None = Field(default=None, min_length=1)
+    more: dict[Annotated[str, Field(pattern=HELD_OUT)], Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
 
 
 class CheckpointConfig(Settings):
@@ -90,6 +104,8 @@ class TrainConfig(Settings):
     `share_prefixes`: documents of a micro-batch that begin alike are multiplied once where they are alike, with the
     same loss and gradients. `padded` takes the plain path: a row of the tensor for each row, padding and all.
 
+    `prefer`, `reinforce`: the settings of that objective, whose `lr` is by default a twentieth of finetuning's.
+
     `not_shaping`: what does not change the weights: a run may be resumed with other values of these.
     """
 
@@ -107,7 +123,7 @@ class TrainConfig(Settings):
         }
     )
 
-    objective: Literal["pretrain", "finetune"] = "finetune"
+    objective: ObjectiveName = "finetune"
     model: str = Field(min_length=1)
     data: tuple[str, ...] = Field(min_length=1)
     out: Path
@@ -139,6 +155,9 @@ class TrainConfig(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     lora: LoraConfig | None = None
+    distil: DistilConfig | None = None
+    prefer: PreferConfig | None = None
+    reinforce: ReinforceConfig | None = None
     track: tuple[str, ...] = ()
     resume: Literal["if_possible", "always", "never"] = "if_possible"
     accept_license: tuple[str, ...] = ()
@@ -153,9 +172,29 @@ class TrainConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _adapters_learn_faster(cls, values: Any) -> Any:
-        """Without an `lr` of one's own, an adapter has another one than all weights."""
-        adapter = isinstance(values, dict) and values.get("lora") is not None
+        """Without an `lr` of one's own, an adapter has another one than all weights, some objectives lower ones."""
+        if not isinstance(values, dict):
+            return values
+        adapter = values.get("lora") is not None
+        for name, rate in (("prefer", PREFER_LR), ("reinforce", REINFORCE_LR)):
+            if values.get("objective") == name:
+                return {"lr": rate * (10 if adapter else 1), **values}
         return {"lr": ADAPTER_LR, **values} if adapter else values
+
+    @model_validator(mode="after")
+    def _pairs_and_prompts_are_whole(self) -> Self:
+        """Pairs and prompts are not asked for what is not theirs, which would otherwise do nothing, unsaid."""
+        if self.objective not in ("prefer", "reinforce"):
+            return self
+        if self.objective == "prefer" and self.packing:
+            raise ValueError("pairs are not packed: a step is a number of pairs")
+        if self.long_rows == "split":
+            raise ValueError("pairs and prompts are not split: a piece would have lost its beginning")
+        if self.mask_roles != type(self).model_fields["mask_roles"].default:
+            raise ValueError("of pairs and prompts the answers are learnt, whatever mask_roles says")
+        if self.z_loss:
+            raise ValueError("z_loss is for cross-entropy alone")
+        return self
 
     @field_validator("micro_batch")
     @classmethod
@@ -165,9 +204,31 @@ class TrainConfig(Settings):
             raise ValueError(f"it is more than the batch of {batch}")
         return size
 
+    @model_validator(mode="after")
+    def _objective_has_its_settings(self) -> Self:
+        for name in BLOCKS:
+            given = getattr(self, name) is not None
+            if given != (self.objective == name):
+                other = f"is for the objective {name!r}, this one is {self.objective!r}"
+                raise ValueError(f"{name} {other if given else 'is missing'}")
+        return self
+
+    @property
+    def reads(self) -> Reads:
+        """How rows are read and measured: as texts of which all is learnt, as conversations, as pairs, as prompts."""
+        if self.objective == "distil":
+            return "pretrain" if self.distil and self.distil.texts else "finetune"
+        return self.objective
+
+    @property
+    def held_out(self) -> tuple[str | None, ...]:
+        """The sources of rows that are measured on and not learnt from."""
+        return (self.val_data, *self.evaluate.more.values())
+
     def shaping(self) -> dict[str, Any]:
-        """The settings that shape the trained weights, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.not_shaping))
+        """The settings that shape the trained weights, as JSON values; what other objectives have is not there."""
+        others = {name for name in BLOCKS if name != self.objective}
+        return self.model_dump(mode="json", exclude=set(self.not_shaping) | others)
 
     @property
     def sha256(self) -> str:

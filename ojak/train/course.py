@@ -37,6 +37,17 @@ class Course:
             padded=config.padded,
         )  # fmt: skip
 
+    def order_sha256(self, epochs: int) -> str:
+        """A hash over which rows stand together, and in which order, in so many epochs: runs with the same rows and the
+        same hash learn from the same rows in the same order."""
+        digest = hashlib.sha256()
+        for number in range(epochs):
+            plan = self.epoch(number)
+            digest.update(f"{plan.batch} {plan.micro_batch}\n".encode())
+            digest.update(np.ascontiguousarray(plan.order).tobytes())
+            digest.update(np.ascontiguousarray(plan.bounds).tobytes())
+        return digest.hexdigest()
+
     def steps(self) -> int:
         """How many steps the run has: by its epochs, or until `max_tokens` were read, whichever comes first."""
         config = self.config

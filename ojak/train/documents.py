@@ -27,7 +27,7 @@ class Documents:
     """ids_1N and positions_1N of the flat row; for each document the places of its tokens in it.
 
     sources_S, targets_S: from which place which token is predicted, of all that is supervised; a place that serves
-    several documents comes once for each.
+    several documents comes once for each. learnt: how many of these are each document's, in their order.
     """
 
     ids_1N: Tensor
@@ -35,6 +35,7 @@ class Documents:
     places: tuple[Tensor, ...]
     sources_S: Tensor
     targets_S: Tensor
+    learnt: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
@@ -49,7 +50,8 @@ def documents(batch: Batch, *, share: bool) -> Documents:
     ids, positions = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for row, place in zip(rows, places, strict=True):
         ids[place], positions[place] = row, np.arange(len(row))
-    targets = torch.cat(_split(batch, batch.targets_BT))
+    parts = _split(batch, batch.targets_BT)
+    targets = torch.cat(parts)
     learnt = targets != IGNORED
     tensors = tuple(torch.from_numpy(place) for place in places)
     return Documents(
@@ -58,6 +60,7 @@ def documents(batch: Batch, *, share: bool) -> Documents:
         tensors,
         torch.cat(tensors)[learnt],
         targets[learnt],
+        tuple(int((part != IGNORED).sum()) for part in parts),
     )
 
 

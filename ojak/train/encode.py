@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -13,8 +14,9 @@ import numpy as np
 from ojak.chat import encode_chats
 from ojak.errors import InputRefused, UsageError
 from ojak.formats import template_turns
-from ojak.records import AnyRecord, Conversation, Document
+from ojak.records import AnyRecord, Conversation, Document, Preference
 from ojak.sources import LongText
+from ojak.train.pairs import encode_pairs, score_gap, split_at_border
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     Ids: TypeAlias = NDArray[np.uint32]
     Mask: TypeAlias = NDArray[np.bool_]
 
-Objective = Literal["pretrain", "finetune"]
+Objective = Literal["pretrain", "finetune", "distil", "prefer", "reinforce"]
 LongRows = Literal["truncate", "split", "drop"]
 
 ROLES = ("system", "user", "assistant")  # of those a person may choose which are learnt; a tool's turn is not
@@ -36,9 +38,9 @@ MOST_CHARACTERS = 4 * 2**20  # of a group
 MOST_REASONS = 20  # a template may word its refusals differently for each row
 
 # Reasons for which a record gives no row; those of a template are in its own words.
-TOO_LONG, EMPTY, NOTHING, NOT_CHAT, NOT_TEXT, NO_STYLE, OTHERS = (
+TOO_LONG, EMPTY, NOTHING, NOT_CHAT, NOT_TEXT, NO_STYLE, NOT_A_PAIR, ALIKE, OTHERS = (
     "too_long", "empty", "nothing_to_learn", "not_a_conversation", "neither_text_nor_conversation", "needs_a_style",
-    "other_reasons",
+    "not_a_pair", "answers_are_alike", "other_reasons",
 )  # fmt: skip
 
 
@@ -46,9 +48,11 @@ TOO_LONG, EMPTY, NOTHING, NOT_CHAT, NOT_TEXT, NO_STYLE, OTHERS = (
 class Encoding:
     """What shapes the rows beside the tokenizer.
 
-    template: a style's (`styles.style_template`); text needs none. mask_roles: whose turns are read but not learnt;
-    none of them: every token is learnt, whatever wrote it. max_len: the most tokens of a row. long_rows: what becomes
-    of a longer record: its beginning, pieces, or nothing; None: pieces for `pretrain`, the beginning for `finetune`.
+    objective: of "reinforce", a row is what stands before the first answer, and one token of it, which is learnt: its
+    place is what the row says; of "prefer", a pair (`pairs.py`). template: a style's (`styles.style_template`); text
+    needs none. mask_roles: whose turns are read but not learnt; none of them: every token is learnt, whatever wrote it.
+    max_len: the most tokens of a row, or of each document of a pair. long_rows: what becomes of a longer record: its
+    beginning, pieces, or nothing; None: pieces for `pretrain`, the beginning for others.
     """
 
     objective: Objective
@@ -68,7 +72,7 @@ class Encoding:
     @property
     def masks(self) -> bool:
         """Whether a part of the tokens is to be left out of the loss."""
-        return self.objective == "finetune" and bool(self.mask_roles)
+        return self.objective not in ("pretrain", "prefer", "reinforce") and bool(self.mask_roles)
 
     @property
     def long(self) -> LongRows:
@@ -87,11 +91,21 @@ class Encoding:
 
 
 class Row(NamedTuple):
-    """A row of training data. `record` counts records from 0; `mask` says of each id whether it is learnt."""
+    """A row of training data. `record` counts records from 0; `mask` says of each id whether it is learnt.
+
+    Of a pair, the row is both of its documents: prompt and better answer, and from `border` on prompt and worse answer;
+    `gap`: by how much the better one's score is higher. Other rows have the border 0.
+    """
 
     record: int
     ids: Ids
     mask: Mask
+    border: int = 0
+    gap: float = math.nan
+
+    def documents(self) -> list[tuple[Ids, Mask]]:
+        """The two of a pair, or the one that the row is."""
+        return split_at_border(self.ids, self.mask, self.border)
 
 
 @dataclass
@@ -136,7 +150,9 @@ class Encoder:
         """The rows in the order of the records, made in groups of some, in bounded memory."""
         for group in _groups(records):
             kind = type(group[0])
-            if kind is Conversation and self.encoding.template is not None:
+            if self.encoding.objective == "prefer":
+                yield from self._pairs(group)
+            elif kind is Conversation and self.encoding.template is not None:
                 yield from self._conversations(group)
             elif kind in (Document, LongText) and self.encoding.objective == "pretrain":
                 yield from self._texts(group)
@@ -151,14 +167,59 @@ class Encoder:
 
     def _conversations(self, group: list[Conversation]) -> Iterator[Row]:
         roles = set(ROLES) - set(self.encoding.mask_roles) if self.encoding.masks else {"assistant"}
-        chats = [template_turns(record) for record in group]
+        prompts = self.encoding.objective == "reinforce"
+        chats = [asked(template_turns(record)) if prompts else template_turns(record) for record in group]
         for encoded in encode_chats(self.encoding.template, self.tokenizer, chats, roles):
             if isinstance(encoded, InputRefused):
                 self.counts.records += 1
                 self.counts.refuse((encoded.why or encoded.what)[:160])
                 continue
             ids, mask = (np.array(encoded[0], np.uint32), np.array(encoded[1], np.bool_))
-            yield from self._record([(ids, mask if self.encoding.masks else np.ones_like(mask))])
+            if prompts:  # where the answer begins, whatever else is learnt or masked
+                ids, mask = ids[: mask.argmax() + 1], mask[: mask.argmax() + 1]
+            all_learnt = not (prompts or self.encoding.masks)
+            yield from self._record([(ids, np.ones_like(mask) if all_learnt else mask)])
+
+    def _pairs(self, group: list[Any]) -> Iterator[Row]:
+        """Preferences as rows of two documents each."""
+        if self.encoding.template is None or type(group[0]) is not Preference:
+            self._refuse_all(group, NO_STYLE if self.encoding.template is None else NOT_A_PAIR)
+            return
+        for record, encoded in zip(
+            group, encode_pairs(self.encoding.template, self.tokenizer, group), strict=True
+        ):
+            number, self.counts.records = self.counts.records, self.counts.records + 1
+            if isinstance(encoded, InputRefused):
+                self.counts.refuse((encoded.why or encoded.what)[:160])
+            else:
+                yield from self._pair(number, record, encoded)
+
+    def _pair(self, number: int, record: Preference, encoded: Sequence[tuple[Ids, Mask]]) -> Iterator[Row]:
+        """The row of a pair, each document cut to `max_len`; none where nothing is left to tell the two apart."""
+        limit, counts = self.encoding.max_len, self.counts
+        is_cut = any(len(ids) > limit for ids, _ in encoded)
+        (ids, mask), (worse, worse_mask) = ((ids[:limit], mask[:limit]) for ids, mask in encoded)
+        if is_cut and self.encoding.long == "drop":
+            counts.refuse(TOO_LONG)
+        elif not (mask.any() and worse_mask.any()):
+            counts.refuse(NOTHING)
+        elif np.array_equal(ids, worse):
+            counts.refuse(ALIKE)
+        else:
+            row = Row(
+                number, np.concatenate((ids, worse)), np.concatenate((mask, worse_mask)), len(ids),
+                score_gap(record.scores),
+            )  # fmt: skip
+            counts.kept, counts.rows, counts.truncated = (
+                counts.kept + 1,
+                counts.rows + 1,
+                counts.truncated + is_cut,
+            )
+            counts.tokens, counts.supervised = (
+                counts.tokens + len(row.ids),
+                counts.supervised + int(row.mask.sum()),
+            )
+            yield row
 
     def _texts(self, group: list[Any]) -> Iterator[Row]:
         if isinstance(group[0], LongText):
@@ -218,6 +279,12 @@ class Encoder:
             yield np.zeros(0, np.uint32), np.zeros(0, np.bool_), False
         elif first is not None:
             yield *first, is_longer
+
+
+def asked(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns up to the first answer, with one that stands for it where there is none: the row of a prompt."""
+    answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    return turns[: answers[0] + 1] if answers else [*turns, {"role": "assistant", "content": "."}]
 
 
 def _groups(records: Iterable[AnyRecord | LongText]) -> Iterator[list[Any]]:

@@ -44,6 +44,11 @@ def starting_source(config: TrainConfig, notify: Callable[[str], None]) -> Sourc
     return read_source(config.model, accept_license=config.accept_license, notify=notify)
 
 
+def drawn_by(config: TrainConfig) -> int | None:
+    """The seed that the weights are drawn by, where the model that a run begins with has none."""
+    return None if _without_weights(Path(config.model).expanduser()) is None else config.seed
+
+
 def _without_weights(path: Path) -> Path | None:
     """The folder of a model that has a configuration and a tokenizer, but no weights of any kind; None otherwise."""
     folder = path.parent if path.name == "config.json" else path

@@ -1,7 +1,7 @@
 """The training loop: batches, loss, gradients, update, and what is watched meanwhile.
 
-A step's gradient is that of the mean over all tokens that the whole step supervises, in every micro-batch of every
-process: the sum of each micro-batch is divided by that one number, never a mean of means.
+A step's gradient is that of the mean over all tokens that the whole step supervises (or all its pairs), in every
+micro-batch of every process: the sum of each micro-batch is divided by that one number, never a mean of means.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ Micro = Sequence["Batch"]
 @dataclass(slots=True)
 class Run:
     """What the loop works with. `batches` gives this process's micro-batches of each step from where `state` stands.
+    `means` take in the weights after each step.
 
     `save` writes a checkpoint, `evaluate` gives the figures of held-out rows and facts (none without these), `record`
     takes the figures of a step, `stopping` says whether a signal has come.
@@ -41,7 +42,7 @@ class Run:
     decoder: Decoder
     objective: Objective
     optimizer: Optimizer
-    mean: MovingMean | None
+    means: Sequence[MovingMean]
     state: TrainState
     steps: int
     batches: Iterator[tuple[int, int, Micro]]
@@ -59,19 +60,19 @@ def train_steps(run: Run) -> bool:
     Raises Diverged for a loss or gradient that is not finite; that step is not made.
     """
     config, state = run.config, run.state
-    if config.evaluate.probe and not state.step:
+    if (config.evaluate.probe or config.evaluate.more) and not state.step:
         run.record({"step": 0, **run.evaluate()})  # what was known before anything was learnt
     for epoch, place, batches in run.batches:
         begin, busy = time.perf_counter(), time.thread_time()
-        supervised, tokens = _counts(run, batches)
-        loss, computed, extras = _gradients(run, batches, supervised)
+        units, supervised, tokens = _counts(run, batches)
+        loss, computed, extras = _gradients(run, batches, units)
         norm = math.sqrt(run.processes.total(run.optimizer.square_norm())[0])
         _check_finite(state.step + 1, loss, norm)
         share = rate(config.schedule, state.step, run.steps)
         scale = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0
         run.optimizer.step(config.lr * share, share, scale)
-        if run.mean is not None:
-            run.mean.update()
+        for mean in run.means:
+            mean.update()
         seconds, busy = time.perf_counter() - begin, time.thread_time() - busy
 
         state.step, state.epoch, state.step_in_epoch = state.step + 1, epoch, place + 1
@@ -101,20 +102,20 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _counts(run: Run, batches: Micro) -> tuple[int, int]:
-    """(supervised tokens, tokens) of the whole step, over all processes."""
-    own = (sum(batch.supervised for batch in batches), sum(batch.tokens for batch in batches))
-    supervised, tokens = run.processes.total(*own)
-    return int(supervised), int(tokens)
+def _counts(run: Run, batches: Micro) -> tuple[int, int, int]:
+    """(what the loss is the mean over, supervised tokens, tokens) of the whole step, over all processes."""
+    own = [(batch.units, batch.supervised, batch.tokens) for batch in batches]
+    units, supervised, tokens = run.processes.total(*map(sum, zip(*own, strict=True)))
+    return int(units), int(supervised), int(tokens)
 
 
-def _gradients(run: Run, batches: Micro, supervised: int) -> tuple[float, int, dict[str, float]]:
+def _gradients(run: Run, batches: Micro, units: int) -> tuple[float, int, dict[str, float]]:
     """Leave the step's gradient in the weights; gives its loss, computed tokens and extras, over all processes."""
     total, computed = 0.0, 0
     sums: dict[str, tuple[float, float]] = {}
     for number, batch in enumerate(batches):
         loss = run.objective(run.decoder, batch)
-        (loss.sum / max(1, supervised)).backward()
+        (loss.sum / max(1, units)).backward()
         total, computed = total + float(loss.sum.detach()), computed + loss.computed
         for name, (value, count) in loss.extras.items():
             before = sums.get(name, (0.0, 0.0))
@@ -125,7 +126,7 @@ def _gradients(run: Run, batches: Micro, supervised: int) -> tuple[float, int, d
     total, everywhere = run.processes.total(total, computed)
     extras = {name: run.processes.total(*sums[name]) for name in sorted(sums)}
     found = {name: value / count for name, (value, count) in extras.items() if count}
-    return total / max(1, supervised), int(everywhere), found
+    return total / max(1, units), int(everywhere), found
 
 
 def _check_finite(step: int, loss: float, norm: float) -> None:

@@ -1,14 +1,18 @@
-"""Cross-entropy fused with the output layer: the logits of some rows are in memory at a time, in one buffer.
+"""Losses fused with the output layer: the logits of some rows are in memory at a time, in one buffer.
 
 Where a chunk's logits stand, their slopes come to stand (the gradients with respect to them), and from those the
 chunk's part of both gradients, still in the forward pass: three products a row, as in the plain form, none made twice
 (Liger Kernel, arXiv 2410.10989, section 3.2). What the sum will be scaled by is known in the backward pass only. So the
 slopes of the last chunk are kept for it, and the product that adds them to the output layer's gradient scales all.
+
+`fused` does this for any loss that is a sum over rows; `chunked_cross_entropy` is the one of next tokens, those of a
+teacher are in distil_loss.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +24,12 @@ CUDA_PIECE = 1 << 25
 PANEL = 1 << 12  # tokens of the vocabulary whose gradient is added to at once, for the same reason
 
 IGNORED = -100
+
+# (logits of a chunk, which rows these are, whether slopes are wanted) -> the loss of each row. Leaves in place of the
+# logits, if asked, its gradient with respect to them. Logits are those of the product, in its dtype, without a cap.
+RowLosses: TypeAlias = Callable[[Tensor, slice, bool], Tensor]
+# (capped logits of a piece, in float32 at least, which rows of the chunk these are) -> the same.
+PieceLosses: TypeAlias = Callable[[Tensor, slice], Tensor]
 
 
 def chunked_cross_entropy(
@@ -38,16 +48,111 @@ def chunked_cross_entropy(
     float32 (float64 for float64). `chunk`: the most bytes of logits in memory, though at least those of one row. Where
     one chunk does not hold all, the gradients can be asked for once.
     """
-    places = (targets_N != IGNORED).nonzero()[:, 0]
+    places = counted(targets_N)
     if len(places) < len(targets_N):
         hidden_ND, targets_N = hidden_ND.index_select(0, places), targets_N[places]
     if not len(places):
-        return (hidden_ND.sum() + 0.0 * weight_VD[0].sum()).float(), 0
-    chunk = chunk or (CUDA_CHUNK if hidden_ND.is_cuda else CHUNK)
-    rows = _rows(len(places), len(weight_VD) * hidden_ND.element_size(), chunk)
-    total = _Fused.apply(hidden_ND, weight_VD, targets_N, softcap, z_loss, rows, torch.is_grad_enabled())
+        return nothing(hidden_ND, weight_VD), 0
+    losses = of_targets(targets_N, softcap=softcap, z_loss=z_loss)
+    return fused(hidden_ND, weight_VD, losses, chunk=chunk), len(places)
+
+
+def token_log_probs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """log p(target) of each row at the temperature, without gradients; no row is ignored. float32 at least."""
+    losses = of_targets(targets_N, softcap=softcap, temperature=temperature)
+    return -row_values(hidden_ND, weight_VD, losses, chunk=chunk)
+
+
+def weighted_log_probs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    *,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """The sum over rows of weight * log p(target), the weights being constants: a policy gradient's surrogate.
+
+    No row is ignored. With weights that are the slopes of a loss with respect to `token_log_probs`, its gradients are
+    that loss's.
+    """
+    losses = of_targets(targets_N, -weights_N, softcap=softcap, temperature=temperature)
+    return fused(hidden_ND, weight_VD, losses, chunk=chunk)
+
+
+def of_targets(
+    targets_N: Tensor,
+    weights_N: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
+) -> RowLosses:
+    """weight * -log p(target) of each row, 1 being the weight where none is given."""
+    weights_N = torch.ones(len(targets_N), device=targets_N.device) if weights_N is None else weights_N
+
+    def losses(logits_RV: Tensor, rows: slice, slopes: bool) -> Tensor:
+        own, weights = targets_N[rows, None], weights_N[rows, None]
+
+        def of_piece(x_RV: Tensor, at: slice) -> Tensor:
+            return target_losses(
+                x_RV, own[at], weights[at], temperature=temperature, z_loss=z_loss, slopes=slopes
+            )
+
+        return by_pieces(logits_RV, softcap, slopes, of_piece)
+
+    return losses
+
+
+def fused(hidden_ND: Tensor, weight_VD: Tensor, row_losses: RowLosses, *, chunk: int | None = None) -> Tensor:
+    """The sum of the losses of N > 0 rows, a scalar; its backward gives hidden states and output layer their gradients.
+
+    `chunk`, and how often gradients can be asked for: as in `chunked_cross_entropy`.
+    """
+    rows = _rows(len(hidden_ND), len(weight_VD) * hidden_ND.element_size(), chunk or most_bytes(hidden_ND))
+    total = _Fused.apply(hidden_ND, weight_VD, row_losses, rows, torch.is_grad_enabled())
     assert isinstance(total, Tensor)
-    return total, len(places)
+    return total
+
+
+@torch.no_grad()
+def row_values(
+    hidden_ND: Tensor, weight_VD: Tensor, row_losses: RowLosses, *, chunk: int | None = None
+) -> Tensor:
+    """The losses that `fused` adds up, one by one, N > 0 of them; no slope is made."""
+    rows = _rows(len(hidden_ND), len(weight_VD) * hidden_ND.element_size(), chunk or most_bytes(hidden_ND))
+    buffer_RV = hidden_ND.new_empty(rows, len(weight_VD))
+    losses: list[Tensor] = []
+    for begin in range(0, len(hidden_ND), rows):
+        part = hidden_ND[begin : begin + rows]
+        logits_RV = torch.mm(part, weight_VD.t(), out=buffer_RV[: len(part)])
+        losses.append(row_losses(logits_RV, slice(begin, begin + len(part)), False))
+    return torch.cat(losses)
+
+
+def most_bytes(hidden_ND: Tensor) -> int:
+    """Of logits in memory at once, where the caller says nothing."""
+    return CUDA_CHUNK if hidden_ND.is_cuda else CHUNK
+
+
+def counted(targets_N: Tensor) -> Tensor:
+    """The places of the rows that count, int64."""
+    return (targets_N != IGNORED).nonzero()[:, 0]
+
+
+def nothing(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """The loss of no rows: 0, with zero gradients."""
+    return (hidden_ND.sum() + 0.0 * weight_VD[0].sum()).float()
 
 
 def _rows(count: int, width: int, chunk: int) -> int:
@@ -56,7 +161,8 @@ def _rows(count: int, width: int, chunk: int) -> int:
     return -(-count // chunks)
 
 
-def _exact(dtype: torch.dtype) -> torch.dtype:
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What is worked out from logits of a dtype is in this one."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -65,9 +171,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, z_loss: float,
-        rows: int, learning: bool,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, hidden: Tensor, weight: Tensor, row_losses: RowLosses, rows: int, learning: bool
+    ) -> Tensor:
         N = len(hidden)
         wants_hidden, wants_weight = (learning and wanted for wanted in ctx.needs_input_grad[:2])
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
@@ -77,8 +182,7 @@ class _Fused(torch.autograd.Function):
         for begin in range(0, N, rows):
             last = hidden[begin : begin + rows]
             logits = torch.mm(last, weight.t(), out=buffer_RV[: len(last)])
-            slopes = wants_hidden or wants_weight
-            losses.append(_losses(logits, targets[begin : begin + rows], softcap, z_loss, slopes=slopes))
+            losses.append(row_losses(logits, slice(begin, begin + len(last)), wants_hidden or wants_weight))
             if hidden_grad is not None:
                 torch.mm(logits, weight, out=hidden_grad[begin : begin + rows])
             if wants_weight and begin + rows < N:
@@ -91,28 +195,18 @@ class _Fused(torch.autograd.Function):
         hidden_grad, weight_sum, slopes, last = ctx.saved_tensors
         scale = float(grads[0])
         weight_grad = None if slopes is None else _finished(weight_sum, slopes, last, scale)
-        return None if hidden_grad is None else hidden_grad * scale, weight_grad, None, None, None, None, None
+        return None if hidden_grad is None else hidden_grad * scale, weight_grad, None, None, None
 
 
-def _losses(
-    logits_RV: Tensor, targets_R: Tensor, softcap: float | None, z_loss: float, *, slopes: bool
-) -> Tensor:
-    """The loss of each row. Leaves in place of the logits, if asked, its gradient with respect to them."""
+def by_pieces(logits_RV: Tensor, softcap: float | None, slopes: bool, piece_losses: PieceLosses) -> Tensor:
+    """The losses of a chunk's rows, worked out for so few at a time that they stay in a cache; as `RowLosses` says."""
     rows = max(1, (CUDA_PIECE if logits_RV.is_cuda else PIECE) // logits_RV.shape[1])
     losses: list[Tensor] = []
-    for part, target in zip(logits_RV.split(rows), targets_R[:, None].split(rows), strict=True):
-        x, bend = part.to(_exact(part.dtype)), None
-        if softcap is not None:
-            bend = (x / softcap).tanh_()
-            x = bend * softcap
-        chosen, top = x.gather(1, target), x.amax(-1, keepdim=True)
-        x = x.sub_(top).exp_()  # float32 logits are overwritten here
-        size = x.sum(-1, keepdim=True)
-        log_z = size.log() + top
-        losses.append((log_z - chosen + z_loss * log_z * log_z)[:, 0])
+    for begin in range(0, len(logits_RV), rows):
+        part = logits_RV[begin : begin + rows]
+        x, bend = capped(part, softcap)
+        losses.append(piece_losses(x, slice(begin, begin + len(part))))
         if slopes:
-            x.mul_((1 + 2 * z_loss * log_z) / size)
-            x.scatter_add_(1, target, x.new_full(target.shape, -1.0))
             if bend is not None:
                 x.mul_(1 - bend.square_())
             if x is not part:
@@ -120,9 +214,45 @@ def _losses(
     return torch.cat(losses)
 
 
+def capped(part_RV: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """(softcap * tanh(logits / softcap) in float32 at least, the tanh); the logits and None where there is no cap."""
+    x = part_RV.to(exact_dtype(part_RV.dtype))
+    if softcap is None:
+        return x, None
+    bend = (x / softcap).tanh_()
+    return bend * softcap, bend
+
+
+def target_losses(
+    x_RV: Tensor,
+    target_R1: Tensor,
+    weight_R1: Tensor,
+    *,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
+    slopes: bool,
+) -> Tensor:
+    """weight * (-log p(target) + z_loss * log(Z)^2) of each row of capped logits, p at the temperature.
+
+    The logits are used up: their place takes the slopes, if asked.
+    """
+    if temperature != 1:
+        x_RV.div_(temperature)
+    chosen, top = x_RV.gather(1, target_R1), x_RV.amax(-1, keepdim=True)
+    x_RV.sub_(top).exp_()
+    size = x_RV.sum(-1, keepdim=True)
+    log_z = size.log() + top
+    weight_R1 = weight_R1.to(x_RV.dtype)
+    if slopes:
+        scale = weight_R1 / temperature
+        x_RV.mul_((1 + 2 * z_loss * log_z) / size * scale)
+        x_RV.scatter_add_(1, target_R1, -scale)
+    return (weight_R1 * (log_z - chosen + z_loss * log_z * log_z))[:, 0]
+
+
 def _added(total_VD: Tensor | None, slopes_RV: Tensor, hidden_RD: Tensor) -> Tensor:
     """The output layer's gradient with a chunk's part added, in float32 at least, not yet scaled."""
-    shape, exact = (slopes_RV.shape[1], hidden_RD.shape[1]), _exact(hidden_RD.dtype)
+    shape, exact = (slopes_RV.shape[1], hidden_RD.shape[1]), exact_dtype(hidden_RD.dtype)
     into = hidden_RD.new_empty(shape, dtype=exact) if total_VD is None else total_VD
     if exact == hidden_RD.dtype:
         return into.addmm_(slopes_RV.t(), hidden_RD, beta=0 if total_VD is None else 1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ojak._files import target_exists
 from ojak._progress import silent
-from ojak.artifact import Artifact, publish
+from ojak.artifact import Artifact, publish, refuse_inside
 from ojak.errors import InputRefused, UsageError
 from ojak.model import checkpoint
 from ojak.model.load import read_source as read_model
@@ -71,7 +71,7 @@ class Part:
 
 @dataclass
 class Maker:
-    """Makes the parts of all arms from one corpus; what was counted is kept from arm to arm."""
+    """Makes the parts of all arms; what was counted is kept from arm to arm. corpus: that of arms without their own."""
 
     corpus: DataSource
     tokenizer: Tokenizer
@@ -79,6 +79,7 @@ class Maker:
     with_pairs: bool
     notify: Notify
     counted: dict[str, Sizes] = field(default_factory=dict)
+    kept_out: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def parts(self, config: MixConfig, before: str) -> Iterator[Part]:
         """The parts of an arm: the corpus last, as it fills what the others leave of the budget."""
@@ -99,7 +100,8 @@ class Maker:
                 yield part
         if left:
             names = {PLAIN: RAW, AUGMENTED: WITH_PAIRS} if config.arm == "instruct" else {PLAIN: RAW}
-            part = self._part(self.corpus, names, left, config, before)
+            corpus = _corpus(config.data) if config.data else self.corpus
+            part = self._part(corpus, names, left, config, before)
             self._tell_share(part, config)
             yield part
 
@@ -109,7 +111,7 @@ class Maker:
         is_corpus, with_pairs = names[PLAIN] == RAW, AUGMENTED in names
         counted = self.count(source, is_corpus)
         if is_corpus:
-            counted = without(counted, self.held_out(config), pairs=with_pairs)
+            counted = without(counted, self.held_out(source, config), pairs=with_pairs)
         # The order of a corpus does not depend on the arm: all arms take the same texts first.
         taken = take(
             counted, budget, ratio=config.ratio if with_pairs else 0.0, key=(config.seed, names[PLAIN]),
@@ -134,13 +136,26 @@ class Maker:
             self.counted[key] = sizes(found, self.tokenizer, self.max_len, augmented=augmented)
         return self.counted[key]
 
-    def held_out(self, config: MixConfig) -> NDArray[np.int64]:
-        """The numbers of the corpus's units that no arm has: int64[held out]."""
-        count = len(self.count(self.corpus, True).augmented)
-        return shuffled(count, config.seed, "held out")[: round(config.held_out * count)]
+    def held_out(self, corpus: DataSource, config: MixConfig) -> NDArray[np.int64]:
+        """The numbers of a corpus's units that no arm has: int64[held out]. Those of the corpus that arms share are
+        drawn, those of another have a document of these."""
+        key = f"{corpus.path}@{corpus.split}"
+        if key not in self.kept_out:
+            self.kept_out[key] = self._kept_out(corpus, config)
+        return self.kept_out[key]
+
+    def _kept_out(self, corpus: DataSource, config: MixConfig) -> NDArray[np.int64]:
+        if corpus == self.corpus:
+            count = len(self.count(corpus, True).augmented)
+            return shuffled(count, config.seed, "held out")[: round(config.held_out * count)]
+        drawn = set(self.held_out(self.corpus, config).tolist())
+        own = enumerate(self.read(self.corpus, True)) if drawn else ()
+        names = {name for place, unit in own if place in drawn for name in unit.ids}
+        others = enumerate(self.read(corpus, True)) if names else ()
+        return np.array([place for place, unit in others if names.intersection(unit.ids)], np.int64)
 
     def held_out_rows(self, config: MixConfig) -> Iterator[Document]:
-        chosen = set(self.held_out(config).tolist())
+        chosen = set(self.held_out(self.corpus, config).tolist())
         for place, unit in enumerate(self.read(self.corpus, True)):
             for number, text in enumerate(unit.texts) if place in chosen else ():
                 meta = {"source": RAW, "documents": [unit.ids[number]]}
@@ -184,12 +199,14 @@ def make_arms(
     for name in shared:
         if len({getattr(config, name) for config in arms.values()}) > 1:
             raise UsageError(f"the arms of a mix cannot have a {name} each", fix="set it for all of them")
+    own = [config.data for config in arms.values() if config.data]
+    refuse_inside(Path(out), [parse_source(text).path for text in (str(source), *own)])
     maker = _maker(str(source), first, any(config.arm == "instruct" for config in arms.values()), notify)
     made = {name: list(maker.parts(config, name)) for name, config in arms.items()}
     sources = {str(part.source.path): part.source for parts in made.values() for part in parts}
     hashes = {path: content_sha256(each) for path, each in sources.items()}
     splits: dict[str, Iterator[Document]] = {name: _checked(parts, hashes) for name, parts in made.items()}
-    if len(maker.held_out(first)):
+    if len(maker.held_out(maker.corpus, first)):
         splits[HELD_OUT] = maker.held_out_rows(first)
     stats = {name: _stats(parts, arms[name]) for name, parts in made.items()}
     return publish(
@@ -227,12 +244,17 @@ def without(found: Sizes, units_out: NDArray[np.int64], *, pairs: bool) -> Sizes
     return Sizes(texts, found.starts, augmented)
 
 
-def _maker(source: str, config: MixConfig, with_pairs: bool, notify: Notify) -> Maker:
+def _corpus(source: str) -> DataSource:
     corpus = parse_source(source)
     if not is_artifact(corpus.path):
         raise InputRefused(
             f"{corpus.path} is no corpus", fix="give the folder of `ojak corpus` or `ojak augment`"
         )
+    return corpus
+
+
+def _maker(source: str, config: MixConfig, with_pairs: bool, notify: Notify) -> Maker:
+    corpus = _corpus(source)
     tokenizer = find_tokenizer(config.tokenizer, config.accept_license, notify)
     return Maker(corpus, tokenizer, config.max_len, with_pairs, notify)
 

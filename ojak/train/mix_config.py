@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from ojak._settings import Settings, WrongSettings, dotted, explain
 
 Arm = Literal["vanilla", "mix", "instruct"]
+WEIGHT = re.compile(r":[0-9][0-9./]*\Z")
 NAME = re.compile(r"(?!validation\Z)[a-z][a-z0-9_]{0,39}")
 
 
@@ -20,7 +22,8 @@ class MixConfig(Settings):
     supervised set to them (arXiv 2406.14491, section 2). tokens: of the whole set, as training counts them: BOS and EOS
     included, in rows of at most `max_len`. tokenizer: that of the model to be trained. ratio: the share of augmented
     (of supervised) tokens among all that are not replayed. mix_data: the supervised set of the arm "mix". replay:
-    `PATH:RATIO`, general instructions or texts, RATIO tokens of them for each one of all others (1: as many).
+    `PATH:RATIO`, general instructions or texts, RATIO tokens of them for each one of all others (1: as many). data: the
+    corpus of this arm, where it is another one than the others', such as the same texts with pairs of another maker.
     held_out: the share of the corpus's texts that no arm has; the same texts for all arms with one seed. seed: draws
     the order in which texts are taken.
     """
@@ -31,6 +34,7 @@ class MixConfig(Settings):
     ratio: float = Field(default=0.2, ge=0, le=1)
     mix_data: str | None = Field(default=None, min_length=1)
     replay: str | None = Field(default=None, min_length=1)
+    data: str | None = Field(default=None, min_length=1)
     held_out: float = Field(default=0.0, ge=0, lt=1)
     max_len: int = Field(default=1024, ge=4)
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
@@ -40,6 +44,8 @@ class MixConfig(Settings):
     def _mixed_is_what_the_arm_mixes(self) -> Self:
         if self.arm == "mix" and self.mix_data is None:
             raise ValueError("the arm mix needs mix_data, a supervised set that is added to the texts")
+        if self.mix_data is not None and WEIGHT.search(self.mix_data) and not Path(self.mix_data).exists():
+            raise ValueError("mix_data takes no weight: `ratio` is its share")
         if self.arm != "mix" and self.mix_data is not None:
             raise ValueError(f"the arm {self.arm} takes no mix_data; another set goes into any arm as replay")
         return self

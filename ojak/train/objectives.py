@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from ojak.model.load import Model
     from ojak.train.batches import Batch
     from ojak.train.config import TrainConfig
+    from ojak.train.ema import MovingMean
     from ojak.train.processes import Processes
     from ojak.train.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """`sum` over `supervised` tokens, to be divided by those of the whole step before `backward`.
+    """`sum` over `supervised` tokens (or pairs), to be divided by those of the whole step before `backward`.
 
     `computed`: tokens that went through the layers. `extras`: further figures for the log, each (sum, over how many):
     the log gets their quotient over the whole step. An objective gives the same names for every batch, an empty one
@@ -41,12 +42,16 @@ Objective: TypeAlias = "Callable[[Decoder, Batch], Loss]"
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What an objective may be made of beside the settings: the model as it begins, and the rows it learns from."""
+    """What an objective may be made of beside the settings: the model as it begins, and the rows it learns from.
+
+    anchor: the moving mean of the weights that `reinforce` holds a run near.
+    """
 
     model: Model
     rows: Rows
     processes: Processes
     notify: Callable[[str], None]
+    anchor: MovingMean | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,7 @@ class NextToken:
     z_loss: float = 0.0
 
     def __call__(self, decoder: Decoder, batch: Batch) -> Loss:
-        if batch.packed or not self.padded:
-            hidden_SD, targets_S, computed = self._of_documents(decoder, batch)
-        else:
-            hidden_SD, targets_S, computed = self._of_rectangle(decoder, batch)
+        hidden_SD, targets_S, computed = self.states(decoder, batch)
         total, count = chunked_cross_entropy(
             hidden_SD,
             decoder.get_parameter("lm_head.weight"),
@@ -74,6 +76,12 @@ class NextToken:
             z_loss=self.z_loss,
         )
         return Loss(total, count, computed)
+
+    def states(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """(hidden_SD, targets_S, tokens multiplied): from which state which token is to be told, in the rows' order."""
+        if batch.packed or not self.padded:
+            return self._of_documents(decoder, batch)
+        return self._of_rectangle(decoder, batch)
 
     def _of_documents(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, int]:
         device = decoder.model.embed_tokens.weight.device
@@ -90,15 +98,31 @@ class NextToken:
 
 
 def objective(config: TrainConfig, material: Material | None = None) -> Objective:
-    """The objective that the settings name.
+    """The objective that the settings name; material: what a run has, and a plan has not.
 
     "pretrain" learns every token of texts that begin differently, so nothing is looked for that could be shared.
+    Without material it is the cross-entropy with the same rows, whose time and memory a plan begins with.
     """
+    if config.objective == "reinforce":
+        from ojak.train.reinforce import reinforce
+
+        return reinforce(config, material)
+    if config.objective == "prefer":
+        from ojak.train.prefer import prefer_objective
+
+        return prefer_objective(config, material)
     dropout = config.lora is not None and config.lora.dropout > 0  # then what is shared would share its draws
-    share = config.share_prefixes and config.objective == "finetune" and not dropout
-    return NextToken(share=share, padded=config.padded, z_loss=config.z_loss)
+    share = config.share_prefixes and config.reads != "pretrain" and not dropout
+    own = NextToken(share=share, padded=config.padded, z_loss=config.z_loss)
+    if config.objective == "distil" and material is not None:
+        from ojak.train.distil import distil_objective
+
+        return distil_objective(config, material, own)
+    return own
 
 
-def measured(config: TrainConfig) -> Objective:
-    """What held-out rows are measured by: the cross-entropy alone."""
-    return NextToken(share=config.objective == "finetune", padded=config.padded)
+def measured(config: TrainConfig, material: Material) -> Objective:
+    """What held-out rows, those of `material`, are measured by: the cross-entropy alone; pairs, as they are learnt."""
+    if config.objective == "prefer":
+        return objective(config, material)
+    return NextToken(share=config.reads != "pretrain", padded=config.padded)

@@ -22,11 +22,12 @@ from ojak.model.load import asked_device, without_weights
 from ojak.model.memory import available_bytes, keep_freed_memory, resident_bytes
 from ojak.train.batches import packed_batch
 from ojak.train.course import Course, step_tokens
+from ojak.train.distil_plan import TeacherCost, teacher_cost
 from ojak.train.ema import MovingMean
 from ojak.train.finished import finished_result
 from ojak.train.fresh import starting_source
 from ojak.train.live_bytes import Peaks
-from ojak.train.objectives import objective
+from ojak.train.objectives import Material, objective
 from ojak.train.optimizer import STATE_DTYPES, Optimizer
 from ojak.train.processes import ALONE
 from ojak.train.setup import learnt_weights, rows_for, styled
@@ -111,7 +112,7 @@ def plan_run(config: TrainConfig, *, notify: Callable[[str], None] = silent) -> 
     Takes seconds, and the memory of three layers with their embeddings. Raises what `run.train` does for a model, data
     or a folder that cannot be used; of a folder in which this very run is finished, `notify` is told.
     """
-    check_data(config.data, config.val_data)
+    check_data(config.data, config.held_out)
     if finished_result(config) is not None:
         notify(f"this run is finished in {config.out}: running it again would only give its result")
     device = asked_device(config.device)
@@ -124,7 +125,8 @@ def plan_run(config: TrainConfig, *, notify: Callable[[str], None] = silent) -> 
     batch, several = _largest(course, tokens[:steps])
     program, free = _program_bytes(config, model.config, device), available_bytes(device)
     whole = _whole(config, model.config, batch, device)
-    seconds = _step_seconds(config, whole, batch, float(tokens.mean()))
+    teacher = teacher_cost(config, Material(model, rows, ALONE, notify), batch, device, _clock)
+    seconds = _step_seconds(whole, teacher, batch, float(tokens.mean()))
     total = _over(tokens, steps)
     supervised = round(total * int(rows.supervised.sum()) / max(1, int(rows.lengths.sum())))
     return Plan(
@@ -136,7 +138,9 @@ def plan_run(config: TrainConfig, *, notify: Callable[[str], None] = silent) -> 
         supervised_tokens=supervised,
         seconds=round(steps * seconds, 1),
         tokens_per_s=round(float(tokens.mean()) / seconds, 1),
-        memory_mb=_in_mb(_memory(whole, several, program), free + (program if device.type == "cpu" else 0)),
+        memory_mb=_in_mb(
+            _memory(whole, teacher, several, program), free + (program if device.type == "cpu" else 0)
+        ),
         disk_mb=_in_mb(_disk(config, whole), free_bytes(config.out)),
     )
 
@@ -159,12 +163,12 @@ def _largest(course: Course, tokens: NDArray[np.int64]) -> tuple[Batch, bool]:
     return largest, max(len(step) for step in steps) > 1
 
 
-def _step_seconds(config: TrainConfig, whole: Measured, batch: Batch, tokens: float) -> float:
+def _step_seconds(whole: Measured, teacher: TeacherCost, batch: Batch, tokens: float) -> float:
     """Of a step with so many tokens: what they take by the measured batch, and the update."""
-    return whole.learn_s * tokens / max(1, batch.tokens) + whole.update_s
+    return (whole.learn_s + teacher.seconds) * tokens / max(1, batch.tokens) + whole.update_s
 
 
-def _memory(whole: Measured, several: bool, program: int) -> dict[str, float]:
+def _memory(whole: Measured, teacher: TeacherCost, several: bool, program: int) -> dict[str, float]:
     """Bytes by term at the fullest moment. Gradients of several micro-batches are summed in float32 beside them.
 
     What was freed lies in pieces by then, so that the largest tensor finds no place in it and takes new memory
@@ -176,6 +180,7 @@ def _memory(whole: Measured, several: bool, program: int) -> dict[str, float]:
         "masters": whole.masters,
         "optimizer": whole.optimizer,
         "mean": whole.mean,
+        "teacher": teacher.bytes,
         "gradients": whole.gradients + (4 * whole.learnt if several else 0.0),
         "activations": max(0.0, peak - whole.gradients),
         "program": float(program),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ojak._progress import silent
 from ojak.errors import InputRefused
-from ojak.train.encode import Encoder, Encoding, Row
+from ojak.train.encode import Encoder, Encoding
 from ojak.train.fresh import starting_source
 from ojak.train.sources import parse_source, split_of
 from ojak.train.sources import read_source as read_data
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ojak.model.source import Source
     from ojak.model.tokenizer import Tokenizer
     from ojak.train.config import TrainConfig
+    from ojak.train.encode import Ids, Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """A row of a source: the number of its record there (from 0), and its runs."""
+    """A row of a source, or a document of a pair: the number of its record there (from 0), and its runs."""
 
     source: str
     record: int
@@ -81,9 +82,9 @@ def preview(config: TrainConfig, rows: int, notify: Callable[[str], None] = sile
     Raises what `rows.open_rows` does for data that cannot be read; InputRefused where no row comes of them.
     """
     model = starting_source(config, notify)
-    style = style_for(config.objective, config.style, model.chat_template)
+    style = style_for(config.reads, config.style, model.chat_template)
     template = style_template(style, model.tokenizer, model.chat_template) if style else None
-    encoding = Encoding(config.objective, template, config.mask_roles, config.max_len, config.long_rows)
+    encoding = Encoding(config.reads, template, config.mask_roles, config.max_len, config.long_rows)
     ends = _ends(model, encoding)
     shown: list[PreviewRow] = []
     refused: dict[str, int] = {}
@@ -92,7 +93,9 @@ def preview(config: TrainConfig, rows: int, notify: Callable[[str], None] = sile
         encoder = Encoder(model.tokenizer, encoding)
         records = read_data(source, split_of(source), notify)
         for row in itertools.islice(encoder.rows(records), rows):
-            shown.append(PreviewRow(str(source.path), row.record, tuple(_runs(row, model.tokenizer, ends))))
+            for document in row.documents():
+                runs = tuple(_runs(*document, model.tokenizer, ends))
+                shown.append(PreviewRow(str(source.path), row.record, runs))
         for reason, number in encoder.counts.refused.items():
             refused[reason] = refused.get(reason, 0) + number
     if not shown:
@@ -111,12 +114,12 @@ def _ends(model: Source, encoding: Encoding) -> tuple[int, ...]:
     return () if model.tokenizer.eos_id is None else (model.tokenizer.eos_id,)
 
 
-def _runs(row: Row, tokenizer: Tokenizer, ends: tuple[int, ...]) -> Iterator[Run]:
-    pairs = zip(row.ids.tolist(), row.mask.tolist(), strict=True)
+def _runs(ids: Ids, mask: Mask, tokenizer: Tokenizer, ends: tuple[int, ...]) -> Iterator[Run]:
+    pairs = zip(ids.tolist(), mask.tolist(), strict=True)
     for learnt, group in itertools.groupby(pairs, lambda pair: pair[1]):
-        ids = [i for i, _ in group]
-        text = b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", errors="replace")
-        yield Run(learnt, text, len(ids), learnt and _ends_turn(ids, tokenizer, ends))
+        own = [i for i, _ in group]
+        text = b"".join(map(tokenizer.token_bytes, own)).decode("utf-8", errors="replace")
+        yield Run(learnt, text, len(own), learnt and _ends_turn(own, tokenizer, ends))
 
 
 def _ends_turn(ids: list[int], tokenizer: Tokenizer, ends: tuple[int, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,6 +19,7 @@ from ojak._progress import silent
 from ojak.chat import Limits
 from ojak.errors import InputRefused, UsageError
 from ojak.train.encode import MASKED, Encoder, Encoding, LongRows, Objective, Row
+from ojak.train.pairs import split_at_border
 from ojak.train.sources import DataSource, content_sha256, parse_source, read_source, split_of
 from ojak.train.store import TokenStore, kept_or_made
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 CODE = (
     "chat.py", "_chat_spans.py", "formats.py", "records.py", "artifact.py", "_compressed.py", "_jsonl.py", "_tables.py",
     "_template_child.py", "_template_sandbox.py", "model/tokenizer.py", "sources.py", "train/encode.py",
-    "train/sources.py", "train/store.py",
+    "train/pairs.py", "train/sources.py", "train/store.py",
 )  # fmt: skip
 
 
@@ -59,13 +61,49 @@ class Rows:
         return int(self._starts[-1])
 
     def __getitem__(self, number: int) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        part, row = self.place(number)
+        start, end = part.store.table[row : row + 2, 0]
+        return part.store.ids[start:end], part.store.mask[start:end]
+
+    def place(self, number: int) -> tuple[Part, int]:
+        """The source of a row, and its number in that source's store. Raises IndexError."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         where = int(np.searchsorted(self._starts, number, side="right")) - 1
-        part = self.parts[where]
-        row = part.chosen[number - self._starts[where]]
-        start, end = part.store.table[row : row + 2, 0]
-        return part.store.ids[start:end], part.store.mask[start:end]
+        return self.parts[where], int(self.parts[where].chosen[number - self._starts[where]])
+
+    def documents(self, number: int) -> list[tuple[NDArray[np.uint32], NDArray[np.bool_]]]:
+        """The documents of a row: itself, or of a pair prompt and better answer, prompt and worse answer."""
+        return split_at_border(*self[number], int(self._pairs[number, 0]))
+
+    @property
+    def paired(self) -> bool:
+        """Whether the rows are pairs."""
+        return bool(self._pairs[:, 0].any())
+
+    @property
+    def gaps(self) -> NDArray[np.float64]:
+        """By how much the score of each pair's better answer is higher, NaN where nobody says: float64[rows]."""
+        return self._pairs[:, 1]
+
+    @cached_property
+    def _pairs(self) -> NDArray[np.float64]:
+        """Border and gap of each row: float64[rows, 2]."""
+        none = [(0.0, math.nan)]
+        return np.concatenate(
+            [
+                np.repeat(none, len(part.chosen), 0)
+                if part.store.pairs is None
+                else part.store.pairs[part.chosen]
+                for part in self.parts
+            ]
+        )
+
+    @cached_property
+    def longest(self) -> int:
+        """The most tokens of a document."""
+        first = self._pairs[:, 0].astype(np.int64)
+        return int(np.maximum(first, self.lengths - first).max())
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run gave. Tokens are those of the data, without padding; `seconds` those of its steps alone."""
+    """What a run gave. Tokens are those of the data, without padding; `seconds` those of its steps alone.
+
+    val_losses: of the further held-out rows (`evaluate.more`), by their names.
+    """
 
     steps: int
     tokens: int
@@ -58,10 +61,12 @@ class TrainResult:
     val_loss: float | None
     peak_memory_mb: float
     out: str
+    val_losses: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
-        return asdict(self)
+        """The object that `--json` prints; `val_losses` only where further rows were held out."""
+        found = asdict(self)
+        return found if self.val_losses else {name: found[name] for name in found if name != "val_losses"}
 
 
 def train(
@@ -76,7 +81,7 @@ def train(
     a model or data that cannot be used, Locked, ResourceExhausted.
     """
     trackers.load_trackers(config.track)
-    check_data(config.data, config.val_data)
+    check_data(config.data, config.held_out)
     kind = asked_device(config.device)
     with joined(kind) as processes, _held(config.out, processes):
         if finished := finished_result(config):
@@ -101,7 +106,7 @@ def _train(config: TrainConfig, processes: Processes, notify: Notify, progress: 
             progress(figures)
 
         run = Run(
-            config, trainee.decoder, trainee.objective, trainee.optimizer, trainee.mean, trainee.state,
+            config, trainee.decoder, trainee.objective, trainee.optimizer, trainee.means, trainee.state,
             trainee.steps, trainee.batches(), trainee.meter, processes, lambda: _save(config, trainee),
             trainee.measure, told, lambda: bool(received),
         )  # fmt: skip
@@ -191,7 +196,7 @@ def _stop(config: TrainConfig, trainee: Trainee, received: list[int]) -> Stopped
         received[0] if received else signal.SIGTERM,
         f"stopped after step {state.step} of {trainee.steps}; it is kept in {config.out / CHECKPOINTS}",
         fix="run it again to go on",
-        facts=_result(config, trainee, None).to_dict(),
+        facts=_result(config, trainee, {}).to_dict(),
     )
 
 
@@ -207,16 +212,17 @@ def _finish(config: TrainConfig, trainee: Trainee, record: Callable[[dict[str, A
         remove(folder)  # of a run that was killed while it wrote this
     with trainee.processes.together(f"saving {folder}"):
         trainee.save(folder)
-    result = _result(config, trainee, figures.get("val_loss"))
+    result = _result(config, trainee, figures)
     if trainee.processes.first:
         _write_manifest(config, trainee, folder, result)
     return result
 
 
-def _result(config: TrainConfig, trainee: Trainee, val_loss: float | None) -> TrainResult:
+def _result(config: TrainConfig, trainee: Trainee, figures: Mapping[str, float]) -> TrainResult:
     state = trainee.state
     cuda = trainee.processes.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(trainee.processes.device) if cuda else peak_rss_bytes()
+    further = [each.name for each in trainee.held_out if each.name]
     return TrainResult(
         steps=state.step,
         tokens=state.tokens,
@@ -225,9 +231,10 @@ def _result(config: TrainConfig, trainee: Trainee, val_loss: float | None) -> Tr
         tokens_per_s=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
         loss_first=state.extra.get("loss_first"),
         loss_last=state.extra.get("loss_last"),
-        val_loss=val_loss,
+        val_loss=figures.get("val_loss"),
         peak_memory_mb=round(peak / 2**20, 1),
         out=str(config.out),
+        val_losses={name: figures[f"val_loss_{name}"] for name in further if f"val_loss_{name}" in figures},
     )
 
 
@@ -243,6 +250,7 @@ def _write_manifest(config: TrainConfig, trainee: Trainee, folder: Path, result:
         "model_sha256": trainee.model.sha256,
         "data_sha256": contents_sha256(config.data),
         "rows_sha256": trainee.state.rows_sha256,
+        "order_sha256": trainee.course.order_sha256(trainee.state.epoch + 1),
         "rows": trainee.rows.counts,
         "result": {name: value for name, value in result.to_dict().items() if name != "out"},
         "files": [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from ojak.model.score import score_greedy
 from ojak.train.batches import plan_epoch
 from ojak.train.checkpoints import TrainState
 from ojak.train.course import Course
-from ojak.train.ema import MovingMean
+from ojak.train.ema import MovingMean, anchor_of
 from ojak.train.fresh import starting_source
 from ojak.train.meter import Meter, peak_flops
 from ojak.train.objectives import Material, Objective, measured, objective
@@ -36,6 +37,15 @@ if TYPE_CHECKING:
     from ojak.train.config import TrainConfig
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Rows that are measured on and not learnt from, and by what. name: of further ones, as the settings have it."""
+
+    name: str
+    rows: Rows
+    objective: Objective
+
+
 @dataclass(slots=True)
 class Trainee:
     """A model that is being trained, between the files that it comes from and those that it becomes."""
@@ -44,12 +54,13 @@ class Trainee:
     processes: Processes
     model: Model
     rows: Rows
-    held_out: Rows | None
+    held_out: tuple[HeldOut, ...]
     course: Course
     steps: int
     objective: Objective
     optimizer: Optimizer
     mean: MovingMean | None
+    anchor: MovingMean | None
     meter: Meter
     state: TrainState
     facts: tuple[Fact, ...] = ()
@@ -57,6 +68,11 @@ class Trainee:
     @property
     def decoder(self) -> Decoder:
         return self.model.decoder
+
+    @property
+    def means(self) -> list[MovingMean]:
+        """What takes in the weights after each step."""
+        return [mean for mean in (self.mean, self.anchor) if mean is not None]
 
     def batches(self) -> Iterator[tuple[int, int, list[Batch]]]:
         """The steps that are left, each with this process's micro-batches."""
@@ -68,29 +84,31 @@ class Trainee:
         self.optimizer.steps = self.state.step
 
     @torch.no_grad()
-    def evaluate(self) -> float | None:
-        """The mean loss of a held-out token, over as many batches as the settings say; None without such rows."""
-        if self.held_out is None:
-            return None
-        config, processes, find = self.config, self.processes, measured(self.config)
+    def evaluate(self, held_out: HeldOut) -> dict[str, float]:
+        """The mean loss of a held-out token (or pair) and what else its objective tells, over as many batches as the
+        settings say."""
+        config, processes = self.config, self.processes
         plan = plan_epoch(
-            self.held_out, seed=0, epoch=0, batch=config.batch, max_len=config.max_len, packing=config.packing,
+            held_out.rows, seed=0, epoch=0, batch=config.batch, max_len=config.max_len, packing=config.packing,
             world_size=processes.size, micro_batch=config.micro_batch, padded=config.padded,
         )  # fmt: skip
-        total, supervised, was_training = 0.0, 0, self.decoder.training
+        sums, was_training = {"loss": np.zeros(2)}, self.decoder.training
         self.decoder.eval()
         for number in range(min(plan.steps, config.evaluate.batches)):
             for batch in plan.step(number, processes.rank):
-                loss = find(self.decoder, batch)
-                total, supervised = total + float(loss.sum), supervised + loss.supervised
+                loss = held_out.objective(self.decoder, batch)
+                for name, value in {"loss": (float(loss.sum), loss.supervised), **loss.extras}.items():
+                    sums[name] = sums.get(name, 0.0) + np.array(value, np.float64)
         self.decoder.train(was_training)
-        total, everywhere = processes.total(total, supervised)
-        return total / max(1.0, everywhere)
+        totals = {name: processes.total(*sums[name].tolist()) for name in sorted(sums)}
+        return {name: total / max(1.0, count) for name, (total, count) in totals.items()}
 
     def measure(self) -> dict[str, float]:
         """The loss of held-out rows, where there are some, and for each kind of facts how well they are known."""
-        loss = self.evaluate()
-        found = {} if loss is None else {"val_loss": loss}
+        found: dict[str, float] = {}
+        for held_out in self.held_out:
+            told = {f"val_{name}": value for name, value in self.evaluate(held_out).items()}
+            found |= {f"val_loss_{held_out.name}": told["val_loss"]} if held_out.name else told
         was_training = self.decoder.training
         self.decoder.eval()
         recalled = list(
@@ -145,19 +163,27 @@ def prepare(config: TrainConfig, processes: Processes, notify: Callable[[str], N
     dtype = compute if processes.size == 1 else torch.float32
     model = from_source(starting_source(config, notify), dtype, processes.device)
     model = styled(config, model)
-    rows, held_out = rows_for(config, model, notify)
+    rows, validation = rows_for(config, model, notify)
+    others = {"": validation} if validation is not None else {}
+    others |= more_rows(config, model, notify)
     weights = _learnt(config, model, processes, compute)
     optimizer = Optimizer(
         config.optimizer, weights, local=local if processes.size > 1 else whole,
         compute=compute if processes.size > 1 and not config.lora else None,
     )  # fmt: skip
     mean = MovingMean(config.ema, optimizer) if config.ema else None
+    anchor = anchor_of(config, optimizer)
     course = Course(config, rows, processes)
     peak = config.peak_flops or peak_flops(processes.device)
-    learnt = objective(config, Material(model, rows, processes, notify))
+    learnt = objective(config, Material(model, rows, processes, notify, anchor))
+    held_out = tuple(
+        HeldOut(name, each, measured(config, Material(model, each, processes, notify)))
+        for name, each in others.items()
+    )
+    kept = [each for each in (mean, anchor) if each is not None]
     return Trainee(
-        config, processes, model, rows, held_out, course, course.steps(), learnt, optimizer, mean,
-        Meter(model.decoder, peak and peak * processes.size), _state(config, rows, optimizer, mean, processes),
+        config, processes, model, rows, held_out, course, course.steps(), learnt, optimizer, mean, anchor,
+        Meter(model.decoder, peak and peak * processes.size), _state(config, rows, optimizer, kept, processes),
         facts,
     )  # fmt: skip
 
@@ -176,7 +202,7 @@ def _facts(config: TrainConfig, processes: Processes) -> tuple[Fact, ...]:
 
 def styled(config: TrainConfig, model: Model) -> Model:
     """The model as it will be saved: with the template that it learns, and stopping where that ends a turn."""
-    style = style_for(config.objective, config.style, model.chat_template)
+    style = style_for(config.reads, config.style, model.chat_template)
     if style is None:
         return model
     template = style_template(style, model.tokenizer, model.chat_template)
@@ -186,20 +212,32 @@ def styled(config: TrainConfig, model: Model) -> Model:
 
 def rows_for(config: TrainConfig, model: Model, notify: Callable[[str], None]) -> tuple[Rows, Rows | None]:
     """(to learn from, held out)."""
-
-    def opened(data: tuple[str, ...], split: str) -> Rows:
-        return open_rows(
-            data, model.tokenizer, template=model.chat_template, objective=config.objective,
-            mask_roles=config.mask_roles, max_len=config.max_len, long_rows=config.long_rows,
-            split=split, notify=notify,
-        )  # fmt: skip
-
-    rows, held_out = opened(config.data, "train"), None
+    rows, held_out = _opened(config, model, config.data, "train", notify), None
     if config.val_data:
-        held_out = opened((config.val_data,), "validation")
+        held_out = _opened(config, model, (config.val_data,), "validation", notify)
     elif config.val_share:
         rows, held_out = rows.hold_out(config.val_share, config.seed)
     return rows if config.max_rows is None else rows.drawn(config.max_rows, config.seed), held_out
+
+
+def more_rows(config: TrainConfig, model: Model, notify: Callable[[str], None]) -> dict[str, Rows]:
+    """The further held-out rows by name, in the order of the names: what is logged hangs on no order of settings."""
+    named = sorted(config.evaluate.more.items())
+    return {name: _opened(config, model, (path,), "validation", notify) for name, path in named}
+
+
+def _opened(
+    config: TrainConfig, model: Model, data: tuple[str, ...], split: str, notify: Callable[[str], None]
+) -> Rows:
+    measured_only = split != "train"
+    reads = (
+        "finetune" if measured_only and config.reads == "reinforce" else config.reads
+    )  # answers that are there
+    return open_rows(
+        data, model.tokenizer, template=model.chat_template, objective=reads,
+        mask_roles=config.mask_roles, max_len=config.max_len, long_rows=config.long_rows,
+        split=split, notify=notify,
+    )  # fmt: skip
 
 
 def _learnt(
@@ -222,9 +260,11 @@ def learnt_weights(config: TrainConfig, decoder: Decoder) -> dict[str, Tensor]:
 
 
 def _state(
-    config: TrainConfig, rows: Rows, optimizer: Optimizer, mean: MovingMean | None, processes: Processes
+    config: TrainConfig, rows: Rows, optimizer: Optimizer, kept: list[MovingMean], processes: Processes
 ) -> TrainState:
-    tensors = optimizer.tensors() | (mean.tensors() if mean else {})
+    tensors = optimizer.tensors()
+    for mean in kept:
+        tensors |= mean.tensors()
     shapes: dict[str, tuple[int, ...]] = {}
     if processes.size > 1:
         of = {slot.name: tuple(slot.parameter.shape) for slot in optimizer.slots}

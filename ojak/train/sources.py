@@ -7,7 +7,7 @@ them, in the next epoch the other half). Of an artifact with splits, training ta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -86,11 +86,11 @@ def split_of(source: DataSource, wanted: str = "train") -> str | None:
     return name
 
 
-def check_data(data: Sequence[str], held_out: str | None = None) -> None:
+def check_data(data: Sequence[str], held_out: Iterable[str | None] = ()) -> None:
     """Say what is wrong with where the rows are, before anything is loaded. Raises UsageError."""
     for text, wanted in [
         *((text, "train") for text in data),
-        *([(held_out, "validation")] if held_out else []),
+        *((text, "validation") for text in held_out if text),
     ]:
         split_of(parse_source(text), wanted)
 

@@ -3,6 +3,8 @@
 OJAK_HOME/tokens/<key>/ids.u32         token ids, row after row
                        mask.u8         for each id: is it learnt
                        rows.i64        [rows + 1, 3]: where a row begins, its record, how many of its ids are learnt
+                       pairs.f64       [rows, 2]: of a pair where its second document begins, and by how much the
+                                       score of its first is higher (NaN: nobody says); 0 and NaN for other rows
                        manifest.json   what the key stands for, counts, hashes of the files; written last
 """
 
@@ -29,20 +31,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"
-FILES = {"ids.u32": np.uint32, "mask.u8": np.bool_, "rows.i64": np.int64}
+FILES = {"ids.u32": np.uint32, "mask.u8": np.bool_, "rows.i64": np.int64, "pairs.f64": np.float64}
 COLUMNS = 3
 LOOK_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStore:
-    """ids uint32[tokens], mask bool[tokens], table int64[rows + 1, 3]; `sha256` is over the three files."""
+    """ids uint32[tokens], mask bool[tokens], table int64[rows + 1, 3]; `sha256` is over the files.
+
+    pairs: float64[rows, 2], None where there are no pairs.
+    """
 
     ids: NDArray[np.uint32]
     mask: NDArray[np.bool_]
     table: NDArray[np.int64]
     counts: dict[str, Any]
     sha256: str
+    pairs: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.table) - 1
@@ -76,10 +82,11 @@ def _open(folder: Path, key: dict[str, Any]) -> TokenStore | None:
         hashes, counts = manifest["files"], dict(manifest["counts"])
         if manifest["key"] != key or any(sha256_file(folder / name) != hashes[name] for name in FILES):
             return None
-        ids, mask, table = (_mapped(folder / name, dtype) for name, dtype in FILES.items())
+        ids, mask, table, pairs = (_mapped(folder / name, dtype) for name, dtype in FILES.items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return TokenStore(ids, mask, table.reshape(-1, COLUMNS), counts, _combined(hashes))
+    found = pairs.reshape(-1, 2) if pairs[::2].any() else None
+    return TokenStore(ids, mask, table.reshape(-1, COLUMNS), counts, _combined(hashes), found)
 
 
 def _mapped(path: Path, dtype: Any) -> NDArray[Any]:
@@ -118,6 +125,7 @@ def _columns(rows: Iterable[Row]) -> Iterator[tuple[NDArray[Any], ...]]:
     at = 0
     nothing = np.zeros(0, np.uint32), np.zeros(0, np.bool_)
     for row in rows:
-        yield row.ids, row.mask, np.array([at, row.record, row.mask.sum()], np.int64)
+        line = np.array([at, row.record, row.mask.sum()], np.int64)
+        yield row.ids, row.mask, line, np.array([row.border, row.gap])
         at += len(row.ids)
-    yield *nothing, np.array([at, -1, 0], np.int64)
+    yield *nothing, np.array([at, -1, 0], np.int64), np.zeros(0)

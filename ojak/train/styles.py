@@ -125,7 +125,7 @@ def style_for(objective: str, style: str | None, source: str | None) -> str | No
     Raw text needs none: pretraining takes one, for the conversations among its data, only from the model or on demand.
     """
     found = style or default_style(source)
-    return found if objective == "finetune" or style or found == OWN else None
+    return found if objective != "pretrain" or style or found == OWN else None
 
 
 def style_template(name: str | None, tokenizer: ChatTokenizer, source: str | None) -> str:

@@ -219,7 +219,7 @@ def _is_own(line: bytes) -> bool:
         return False
     if not isinstance(item, dict) or "step" not in item:
         return False
-    return any(name in ("supervised_tokens", "val_loss") or name.startswith("probe_") for name in item)
+    return any(name == "supervised_tokens" or name.startswith(("val_loss", "probe_")) for name in item)
 
 
 def _keep_until(path: Path, step: int) -> None:

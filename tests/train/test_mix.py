@@ -300,6 +300,31 @@ def test_what_is_held_out_is_in_no_arm(model: str, folder: Path) -> None:
     assert open_rows([f"{folder}/arms@half"], tiny.tokenizer(), template=None, objective="pretrain")
 
 
+def test_an_arm_may_have_a_corpus_of_its_own(model: str, folder: Path) -> None:
+    """The same texts in chains of other lengths and another order: what is held out of one is held out of all."""
+    pairs = [with_pairs(i, group=f"g{i // 2}", shot=i % 2) for i in range(40)]
+    others = [with_pairs(i, group=f"h{i // 3}", shot=place) for i in range(38, -1, -3) for place, i in enumerate((i, i - 1, i - 2))]  # fmt: skip
+    source, other = corpus(folder / "corpus", pairs), corpus(folder / "other", others)
+    arms = MixArmsConfig(
+        tokens=1_000, tokenizer=model, max_len=LIMIT, held_out=0.2,
+        arms={"instruct": None, "three": {"arm": "instruct", "data": str(other), "ratio": 1.0}},
+    )  # fmt: skip
+    found = make_arms(source, folder / "arms", arms.configs())
+    kept_out = {name for row in made(found, "validation") for name in row.meta["documents"]}
+    rows = made(found, "three")
+    assert len(kept_out) == 8
+    assert not kept_out & {name for row in rows for name in row.meta["documents"]}
+    assert {len(row.meta["documents"]) for row in rows if row.meta["source"] == "augmented"} == {3}
+    assert [row.text for row in made(found, "instruct")] == [
+        row.text
+        for row in made(
+            make_arms(source, folder / "alone", {"instruct": arms.configs()["instruct"]}), "instruct"
+        )
+    ]
+    with pytest.raises(UsageError, match="lies in"):
+        make_arms(source, other / "inside", arms.configs())
+
+
 def test_arms_that_cannot_be_compared_are_refused(model: str, folder: Path) -> None:
     source = corpus(folder / "corpus", [article(i) for i in range(9)])
     arms = {
@@ -310,6 +335,8 @@ def test_arms_that_cannot_be_compared_are_refused(model: str, folder: Path) -> N
         make_arms(source, folder / "out", arms)
     with pytest.raises(WrongSettings, match=r"arms\.x\.ratio"):
         MixArmsConfig(tokens=9, arms={"x": {"ratio": 7}})
+    with pytest.raises(WrongSettings, match="takes no weight"):
+        MixConfig(arm="mix", tokens=9, mix_data="chats.jsonl:0.5")
     for name in ("validation", "Two", ""):
         with pytest.raises(WrongSettings, match="name of an arm"):
             MixArmsConfig(tokens=9, arms={name: None})

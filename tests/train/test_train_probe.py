@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from ojak.errors import InputRefused, UsageError
+from ojak.errors import UsageError
 from ojak.train.config import TrainConfig
 from ojak.train.processes import Processes
 from ojak.train.run import train
@@ -60,7 +60,7 @@ def test_a_run_that_begins_anew_has_no_line_twice() -> None:
 
 
 def test_facts_that_cannot_be_asked_for_are_told_first() -> None:
-    with pytest.raises(InputRefused, match="not there"):
+    with pytest.raises(UsageError, match="not there"):
         train(config("out", evaluate={"probe": "absent.jsonl"}))
     with pytest.raises(UsageError, match="one process"):
         prepare(config("out"), Processes(0, 2), lambda _line: None)
