@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ojak._settings import Settings, wrong_value
 from ojak.augment.dialects import FormatName
 from ojak.augment.templates import read_bank
+from ojak.augment.verify import VerifyConfig
 from ojak.engines.endpoint_url import parse_address
 from ojak.engines.open import EngineName
 from ojak.errors import UsageError
@@ -25,9 +26,10 @@ class AugmentConfig(Settings):
     "auto" is that for a model whose chat template writes it and a plain request for others. shots: texts in a group,
     each but the first asked with the pairs of those before it, and all written by the same templates. max_tokens: the
     most that is written about a piece. piece_tokens: a longer text is asked about in pieces, of which `most_pieces`
-    are. most_pairs: that rules make of a text. verify: drop the pairs that fail the check against their text; by rules,
-    and if there is a `verifier`, by a model that reads each pair with its text and without it. templates: a bank of
-    templates in another language. split: of an artifact, by default "train". limit: at most so many documents.
+    are. most_pairs: that rules make of a text. verify: drop the pairs that fail the check against their text (False: no
+    check), with thresholds of one's own where it holds some; by rules, and if there is a `verifier`, by a model that
+    reads each pair with its text and without it. templates: a bank of templates for all texts; without one, that of
+    each group's language. split: of an artifact, by default "train". limit: at most so many documents.
     """
 
     synthesizer: str = Field(default=RULES, min_length=1)
@@ -38,7 +40,7 @@ class AugmentConfig(Settings):
     most_pieces: int = Field(default=4, ge=1, le=1_000)
     most_pairs: int = Field(default=8, ge=1, le=1_000)
     temperature: float = Field(default=0.0, ge=0, lt=100)
-    verify: bool = True
+    verify: VerifyConfig | bool = True
     verifier: str | None = Field(default=None, min_length=1)
     templates: Path | None = None
     split: str | None = Field(default=None, min_length=1)
@@ -63,6 +65,20 @@ class AugmentConfig(Settings):
             if path is not None:
                 read_bank(path)
         return path
+
+    @model_validator(mode="after")
+    def _rules_ask_nobody(self) -> Self:
+        given = {"url": self.url, "tokenizer": self.tokenizer, "key_env": self.key_env}
+        unused = [name for name, value in given.items() if value is not None]
+        unused += ["engine"] if self.engine != "native" else []
+        if unused and not self.asks:
+            raise ValueError(f"{unused[0]} is for a model, and rules ask none: name it as the synthesizer")
+        return self
+
+    @property
+    def thresholds(self) -> VerifyConfig:
+        """What a pair must reach."""
+        return self.verify if isinstance(self.verify, VerifyConfig) else VerifyConfig()
 
     @property
     def asks(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ojak.augment.pairs import Pair
 from ojak.augment.parsed import same_question
 from ojak.augment.sources import Grounds, read_grounds
 from ojak.augment.tagged import TAGS, unwritable, write_pairs
-from ojak.errors import InputRefused
+from ojak.errors import InputRefused, TargetExists
 from ojak.records import Conversation, Message, record_id
 
 KIND = "lessons"
@@ -48,7 +48,8 @@ def make_lessons(
 ) -> Artifact:
     """Publish in `out` the examples of all sets in `paths`, `shots` of one set in a conversation; or find them there.
 
-    Raises UsageError and InputRefused as `read_grounds` does, and InputRefused if no example comes out.
+    Raises UsageError and InputRefused as `read_grounds` does, InputRefused if no example comes out, and TargetExists
+    where `out` holds those of other data or settings.
     """
     places = [Path(path) for path in paths]
     config = {
@@ -57,10 +58,8 @@ def make_lessons(
         "seed": seed,
         "code_sha256": code_sha256(CODE),
     }
-    if (out / "manifest.json").is_file():
-        found = Artifact.open(out)
-        if found.kind == KIND and found.manifest["config"] == config:
-            return found.verify()
+    if (out / "manifest.json").is_file() and (found := _there(out, config)):
+        return found
     skipped: Counter[str] = Counter()
     sets: dict[str, Grounds] = {}
     for grounds in (each for path in places for each in read_grounds(path, skipped)):
@@ -76,6 +75,17 @@ def make_lessons(
     records = (record for name, found in examples.items() for record in _lessons(name, found, shots))
     stats = {"sets": told, "skipped": dict(sorted(skipped.items()))}
     return publish(out, kind=KIND, records=records, config=config, stats=stats, replace=True)
+
+
+def _there(out: Path, config: Mapping[str, Any]) -> Artifact | None:
+    """The lessons that are there; None where an earlier version of the code made them of the same data: they are made
+    anew. Raises TargetExists for others: a model may have learnt from them."""
+    found = Artifact.open(out)
+    if found.kind == KIND and found.manifest["config"] == config:
+        return found.verify()
+    if found.kind != KIND or {**found.manifest["config"], "code_sha256": config["code_sha256"]} != config:
+        raise TargetExists(f"{out} holds lessons of other data or settings", fix="choose another folder")
+    return None
 
 
 def content_sha256(path: Path) -> str:

@@ -113,6 +113,7 @@ class Synthesizer:
                     firsts[work.document.id], work.in_chain = piece, chained
                 longest = max(longest, tokens)
                 requests.append(self._request(prompt, work, (place, number)))
+        told(sum(work.document.id not in firsts for work in works), 0)  # of whose beginning nothing is asked
         answers: dict[tuple[int, int], Completion] = {}
         for completion in self.engine.generate(iter(requests), longest=longest + self.config.max_tokens):
             answers[completion.request.tag] = completion

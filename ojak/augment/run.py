@@ -18,13 +18,14 @@ from typing import Any
 from ojak._code import code_sha256, version
 from ojak._files import TargetLock, sha256_file, target_exists
 from ojak._progress import Listener, Progress, silent
-from ojak.artifact import Artifact, publish
+from ojak.artifact import Artifact, publish, refuse_inside
 from ojak.augment.blocks import Kept, blocks, group_id, groups
 from ojak.augment.config import AugmentConfig
 from ojak.augment.draws import Draws
 from ojak.augment.parsed import Discarded
 from ojak.augment.rounds import Synthesizer, Work
-from ojak.augment.templates import read_bank, render_group
+from ojak.augment.templates import banks, read_bank, render_group
+from ojak.augment.verify import check_all
 from ojak.engines.base import Engine
 from ojak.engines.open import EngineSpec, open_engine
 from ojak.engines.remembering import Remembering, remembering
@@ -61,6 +62,7 @@ def augment_data(
     if (out / "manifest.json").exists():
         raise target_exists(out / "manifest.json", why="the folder holds a finished artifact")
     origin = _Origin.open(source, config)
+    refuse_inside(out, [origin.path])
     with TargetLock(out), ExitStack() as stack:
         models = _Models(
             config, out, (*config.accept_license, *accept_license), notify or silent, stack, engine
@@ -171,9 +173,7 @@ class _Origin:
             return cls(artifact.path, artifact, split, artifact.manifest_sha256, config.limit)
         path = Path(source)
         if not path.is_file():
-            raise InputRefused(
-                f"{path} is not there", fix="give an artifact's folder, or a file of documents"
-            )
+            raise UsageError(f"{path} is not there", fix="give an artifact's folder, or a file of documents")
         return cls(path, None, None, sha256_file(path), config.limit)
 
     @property
@@ -224,10 +224,12 @@ class _Run:
         self.origin, self.config, self.models, self.listener = origin, config, models, progress
         self.verifier = models.reader
         self.synthesizer = Synthesizer(models.writer, config) if models.writer else None
-        self.bank = read_bank(config.templates) if config.templates else read_bank()
+        self.bank = read_bank(config.templates) if config.templates else None
+        templates = {"given": self.bank} if self.bank else banks()
         key = {
             "input": origin.sha256,
-            "settings": config.recorded() | {"templates": self.bank.model_dump(mode="json")},
+            "settings": config.recorded(),
+            "templates": {name: bank.model_dump(mode="json") for name, bank in templates.items()},
             "models": models.identities(),
             "code": [version(), code_sha256(CODE)],
         }
@@ -284,10 +286,8 @@ class _Run:
         """Drops the pairs that fail the check against their text; notes of the others what was found."""
         if not self.config.verify:
             return
-        from ojak.augment.verify import check_all
-
         items = [(work.document.text, pair) for work in works for pair in work.pairs]
-        verdicts = check_all(self.verifier, items)
+        verdicts = check_all(self.verifier, items, self.config.thresholds)
         for work in works:
             made, work.pairs = work.pairs, []
             for pair in made:

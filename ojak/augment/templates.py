@@ -1,5 +1,7 @@
 """Texts and their pairs as documents for pre-training, written by templates drawn from a bank (`bank/en.yaml`).
 
+There is a bank for each of some languages; the texts of a group are written by that of the first one's.
+
     classic     the text, then its questions; or now and then the questions first
     dialog      two people speak of it
     numbered    all questions, then all answers
@@ -26,9 +28,11 @@ from ojak.augment.draws import Draws
 from ojak.augment.pairs import Pair
 from ojak.augment.parsed import CONCLUSION, THOUGHT, chosen_option, final_answer
 from ojak.errors import UsageError
+from ojak.judge.language import language
 from ojak.records import Document
 
-ENGLISH = Path(__file__).parent / "bank" / "en.yaml"
+BANKS = Path(__file__).parent / "bank"
+ENGLISH = BANKS / "en.yaml"
 GAP = "\n\n"
 FEW = {"classic": 95, "dialog": 5}  # where a text has fewer than two pairs
 MANY = {"classic": 80, "dialog": 5, "numbered": 5, "inline": 5, "next_turn": 5}
@@ -103,6 +107,12 @@ def read_bank(path: Path = ENGLISH) -> Bank:
     return Bank(**found)
 
 
+@cache
+def banks() -> dict[str, Bank]:
+    """The banks that come with ojak, by language (ISO 639-1)."""
+    return {path.stem: read_bank(path) for path in sorted(BANKS.glob("*.yaml"))}
+
+
 @dataclass(frozen=True, slots=True)
 class Shot:
     """A text of a group with its pairs, as the templates take them: options are part of the question by now."""
@@ -121,9 +131,10 @@ def render_group(
 ) -> list[str]:
     """The texts of a group, each with its pairs, all in the mode and by the templates that `random` draws for it.
 
-    A blank line is what belongs between them. How options are laid out is drawn for each pair.
+    A blank line is what belongs between them. How options are laid out is drawn for each pair. Without a bank: that of
+    the first text's language, where there is one, else the English one.
     """
-    bank = bank or read_bank()
+    bank = bank or _bank_of(shots)
     asked = [
         Shot(document.text, tuple(_with_options(pair, random.under(document.id, number), bank)
                                   for number, pair in enumerate(pairs)))
@@ -133,6 +144,11 @@ def render_group(
     mode = random.weighted("mode", FEW if fewest < 2 else MANY)
     write = MODES[mode](random, bank)
     return [write(shot) if shot.pairs else shot.text for shot in asked]
+
+
+def _bank_of(shots: Sequence[tuple[Document, Sequence[Pair]]]) -> Bank:
+    text = next((document.text for document, pairs in shots if pairs), "")
+    return banks().get(language(text)) or read_bank()
 
 
 Write = Callable[[Shot], str]

@@ -51,7 +51,7 @@ class Survey:
 
 
 def files(paths: Sequence[Path]) -> Iterator[InputFile]:
-    """Every file under the paths, in the same order each time. Raises InputRefused for a path that is not there."""
+    """Every file under the paths, in the same order each time. Raises UsageError for a path that is not there."""
     names = root_names(paths)
     found = chain.from_iterable(_under(path, name) for path, name in zip(paths, names, strict=True))
     for number, file in enumerate(found):
@@ -63,7 +63,7 @@ def root_names(paths: Sequence[Path]) -> list[str]:
     seen, names = Counter[str](), []
     for path in paths:
         if not os.path.lexists(path):
-            raise InputRefused(f"{path} is not there", fix="give files or folders of text")
+            raise UsageError(f"{path} is not there", fix="give files or folders of text")
         name = path.name or path.resolve().name or "root"
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}~{seen[name]}")
@@ -93,18 +93,6 @@ def _content(file: InputFile) -> tuple[str, int]:
         return sha256_file(file.path), file.path.stat().st_size
     except OSError:  # it went since the folder was listed, or its disk fails; reading it will say so
         return "unreadable", 0
-
-
-def refuse_inside(out: Path, paths: Sequence[Path]) -> None:
-    """Raises UsageError where the result would lie in a folder that is read."""
-    place = out.resolve()
-    for path in paths:
-        if path.resolve() in (place, *place.parents):
-            raise UsageError(
-                f"{out} lies in {path}, which is read",
-                why="the next run would read what this one wrote",
-                fix="choose a folder outside it",
-            )
 
 
 def _under(path: Path, name: str) -> Iterator[InputFile]:

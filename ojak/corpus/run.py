@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from ojak._code import code_sha256, version
 from ojak._files import TargetLock, target_exists
 from ojak._progress import Listener, Progress, silent
-from ojak.artifact import Artifact, publish, refuse_within
+from ojak.artifact import Artifact, publish, refuse_inside, refuse_within
 from ojak.corpus.config import CorpusConfig
 from ojak.corpus.crew import Crew, Decided
 from ojak.corpus.educational import facts, learn, read_scores, score_all, stays
-from ojak.corpus.inputs import files, refuse_inside, root_names, survey
+from ojak.corpus.inputs import files, root_names, survey
 from ojak.corpus.profiles import FILTERS, STAGES, Profile, personal_data, values, written_out
 from ojak.corpus.reading import Raw, documents
 from ojak.corpus.shards import Parts, Place
@@ -56,7 +56,7 @@ def make_corpus(
     a file of records), `extra` (what its row says else) where there are any. Counts are of documents: rows = accepted +
     rejected. Killed at any time, the same call goes on.
 
-    Raises TargetExists; InputRefused for a path that is not there, or without files; UsageError for a result among
+    Raises TargetExists; InputRefused for paths without files; UsageError for a path that is not there, a result among
     what is read, or a library that is missing; Locked; ResourceExhausted.
     """
     out, tell, began = Path(out), notify or silent, time.perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ojak._jsonl import Line, read_rows, refused
-from ojak.errors import InputRefused
+from ojak.errors import InputRefused, UsageError
 from ojak.model.tokenizer import Tokenizer
 
 KIND = re.compile(r"[a-z][a-z0-9_-]{0,39}")
@@ -55,10 +55,11 @@ class Recalled:
 
 
 def read_facts(path: Path | str) -> list[Fact]:
-    """The facts in a file. Raises InputRefused, naming the line, for one that cannot be asked for."""
+    """The facts in a file. Raises UsageError where there is none, InputRefused, naming the line, for a fact that cannot
+    be asked for."""
     path = Path(path)
     if not path.is_file():
-        raise InputRefused(f"{path} is not there", fix="give a file of facts, as JSON lines")
+        raise UsageError(f"{path} is not there", fix="give a file of facts, as JSON lines")
     facts = [_fact(path, line) for line in read_rows(path)]
     if not facts:
         raise InputRefused(f"{path} holds no facts")

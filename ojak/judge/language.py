@@ -26,6 +26,11 @@ def identify(text: str) -> tuple[str, float]:
     return str(code), float(sure)
 
 
+def known_languages() -> frozenset[str]:
+    """The codes that `identify` may give."""
+    return frozenset(map(str, _identifier().nb_classes))
+
+
 def language(text: str) -> str:
     """The ISO 639-1 code of the text's language, "und" where there is too little to tell."""
     code, sure = identify(text)

@@ -166,8 +166,12 @@ def test_what_cannot_be_augmented(tmp_path: Path) -> None:
     empty = publish(tmp_path / "empty", kind="corpus", records=[], config={})
     with pytest.raises(InputRefused, match="holds no documents"):
         augment_data(empty, tmp_path / "a", settings(), engine=engine())
-    with pytest.raises(InputRefused, match="is not there"):
+    with pytest.raises(UsageError, match="is not there"):
         augment_data(tmp_path / "none", tmp_path / "b", settings(), engine=engine())
+    made = source(tmp_path / "corpus")
+    with pytest.raises(UsageError, match="lies in"):
+        augment_data(made, made.path / "augmented", settings(), engine=engine())
+    assert not (made.path / "augmented").exists()
     with pytest.raises(UsageError, match="split"):
         augment_data(source(tmp_path / "in"), tmp_path / "c", settings(split="test"), engine=engine())
 
@@ -191,6 +195,30 @@ def test_the_command_with_a_file(tmp_path: Path) -> None:
     facts = json.loads(result.stdout)
     assert facts["documents"] == 5 and facts["pairs"] == 0
     assert facts["discarded"] == {"no_answer": 5}
+
+
+def test_thresholds_of_the_check_are_settings(tmp_path: Path) -> None:
+    def answer(request: Request) -> str:
+        return "<QUE> What is said of text1? <ANS> words about number hens </END>"
+
+    made = publish(tmp_path / "in", kind="corpus", records=documents(2)[1:], config={})
+    for name, asked, pairs in (
+        ("strict", True, 0),
+        ("mild", {"least_support": 0.3, "least_together": 0.3, "least_nearness": 0}, 1),
+    ):
+        found = augment_data(made, tmp_path / name, settings(verify=asked), engine=ScriptedEngine(answer))
+        assert summary(found)["pairs"] == pairs, name
+    assert found.manifest["config"]["verify"]["least_support"] == 0.3
+    words = ["augment", str(made.path), "--out", str(tmp_path / "out")]
+    for more, told in (
+        (["--set", "verify.least_support=2"], "--set verify.least_support"),
+        (["--set", "verify.leest=0"], "least_support"),
+        (["--set", "verify.least_support=0.1", "--no-verify"], "--no-verify leaves nothing to set"),
+        (["--url", "http://localhost:1"], "rules ask none"),
+    ):
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 2 and told in result.output, (more, result.output)
+    assert not (tmp_path / "out").exists()
 
 
 def test_rules_make_verified_pairs(tmp_path: Path) -> None:

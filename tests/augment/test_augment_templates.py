@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ojak.augment.draws import Draws
 from ojak.augment.pairs import Pair
 from ojak.augment.parsed import THOUGHT
-from ojak.augment.templates import ENGLISH, MANY, MODES, read_bank, render, render_group
+from ojak.augment.templates import ENGLISH, MANY, MODES, Shot, banks, read_bank, render, render_group
 from ojak.errors import UsageError
 from ojak.records import Document
 
@@ -115,6 +115,27 @@ def test_any_text_may_be_filled_in(text: str, pairs: list[tuple[str, str]]) -> N
     written = render(Document("d", text), made, Draws(4))
     assert text in written
     assert all(pair.question in written and pair.answer in written for pair in made)
+
+
+def test_a_group_is_written_in_the_language_of_its_first_text() -> None:
+    """By a bank of that language, if there is one; every bank has all modes and fills all places."""
+    texts = {
+        "de": "Der alte Leuchtturm steht seit vielen Jahren am Hafen und zeigt den Schiffen nachts den Weg.",
+        "ko": "오래된 등대는 항구에 서서 밤마다 배들에게 길을 알려 주고 있습니다.",
+        "en": "The old lighthouse stands at the harbour and shows the ships their way at night.",
+    }
+    made = [Pair(f"{n}?", "x", ("x", "y")) for n in range(3)]
+    for code, text in texts.items():
+        for seed in range(6):
+            shots = [(Document("a", text), made), (Document("b", "Other words are here."), made)]
+            assert render_group(shots, Draws(seed)) == render_group(shots, Draws(seed), banks()[code])
+    assert len(banks()) == len({bank.model_dump_json() for bank in banks().values()}) >= 7
+    for bank in banks().values():
+        for mode in MODES:
+            written = MODES[mode](Draws(1), bank)(
+                Shot("TEXT", tuple(Pair(p.question, p.answer) for p in made))
+            )
+            assert all(part in written for part in ("TEXT", "0?", "1?", "2?")) and "{" not in written
 
 
 def test_a_bank_of_one_s_own(tmp_path: Path) -> None:

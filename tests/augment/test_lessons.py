@@ -23,7 +23,7 @@ from ojak.augment.sources import Grounds, read_grounds
 from ojak.augment.tagged import parse
 from ojak.cli.app import app
 from ojak.engines.native import NativeEngine
-from ojak.errors import InputRefused, UsageError
+from ojak.errors import InputRefused, TargetExists, UsageError
 from ojak.model.load import load_model
 from ojak.records import Conversation, Document
 from ojak.train.encode import Encoder, Encoding
@@ -185,7 +185,9 @@ def test_lessons_hold_examples_of_one_set_and_nothing_is_lost_uncounted(
         assert sum(len(each.pairs) for each in said) == record.meta["pairs"]
         assert not any(each.discarded for each in said)
     assert make_lessons(paths, tmp_path / "out", shots=4).manifest == made.manifest, "it is there already"
-    assert make_lessons(paths, tmp_path / "out", shots=1).counts["accepted"] == 7
+    with pytest.raises(TargetExists, match="other data or settings"):
+        make_lessons(paths, tmp_path / "out", shots=1)
+    assert make_lessons(paths, tmp_path / "single", shots=1).counts["accepted"] == 7
 
 
 def test_the_order_of_a_set_follows_from_its_texts(tmp_path: Path) -> None:

@@ -134,6 +134,10 @@ def test_texts_with_tags_or_special_tokens_are_not_asked_about() -> None:
         ["tags_in_text"], [], ["special_token_in_text"], [],
     ]  # fmt: skip
     assert len(engine.prompts) == 2
+    told: list[int] = []
+    config = AugmentConfig(synthesizer="scripted", format="published")
+    Synthesizer(engine, config).work(works, pass_all, lambda documents, tokens: told.append(documents))
+    assert sum(told) == 4, "whoever waits hears of them, too"
 
 
 def test_a_question_of_another_piece_is_not_kept_twice() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ojak.corpus.inputs import files, format_of, refuse_inside, survey
+from ojak.artifact import refuse_inside
+from ojak.corpus.inputs import files, format_of, survey
 from ojak.errors import InputRefused, UsageError
 
 
@@ -91,7 +92,7 @@ def test_the_survey_sees_content_and_names(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputRefused, match="not there"):
+    with pytest.raises(UsageError, match="not there"):
         list(files([tmp_path / "no"]))
     with pytest.raises(InputRefused, match="no files"):
         survey([tmp_path])
