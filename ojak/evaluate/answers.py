@@ -2,7 +2,8 @@
 
 Of each answer: whether it ended by itself, its length, repetition and refusals; where the row has an answer of its own,
 chrF against that (Popovic 2015, through sacrebleu) and ROUGE-L (Lin 2004, through rouge-score), both 0 to 100, and how
-likely the model finds that answer, in mean nats a token (`reference_logprob`).
+likely the model finds that answer, in mean nats a token (`reference_logprob`). Where the row carries a limit of length
+(`rules.lengths`), whether it is longer than that.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from ojak.judge.statistics import share
 from ojak.model.request import Completion, Request
 from ojak.records import Conversation, Message
 from ojak.rules import is_refusal
+from ojak.rules.lengths import FIELD, Limit, limit_of
 from ojak.rules.responses import repetition
 
 LOOPS_FROM = (
     0.3  # the share of repeated runs of words from which an answer counts as a loop; as in `default`'s filter
 )
+VIOLATION = "length_violation"  # the score of an answer that is longer (1) or not (0) than its request allows
 COMPARED = ("chrf", "rouge_l", "reference_logprob", "judge_score")  # scores of which the summary has means
 
 
@@ -36,18 +39,22 @@ COMPARED = ("chrf", "rouge_l", "reference_logprob", "judge_score")  # scores of 
 class Question:
     """What is asked: the turns up to a user's, and the reference, empty where there is none.
 
-    given: the input at the end of an Alpaca row's request, which some templates set apart.
+    given: the input at the end of an Alpaca row's request, which some templates set apart. limit: how long an answer
+    may be.
     """
 
     id: str
     turns: tuple[Message, ...]
     reference: str = ""
     given: str = ""
+    limit: Limit | None = None
 
     def conversation(self, answer: str) -> Conversation:
         """The turns with an answer to them."""
         said: Message = {"role": "assistant", "content": answer}
-        meta = {"alpaca_input": self.given} if self.given else {}
+        meta: dict[str, Any] = {"alpaca_input": self.given} if self.given else {}
+        if self.limit:
+            meta[FIELD] = {"limit": self.limit.most, "unit": self.limit.unit}
         return Conversation(self.id, [*self.turns, said], meta=meta)
 
 
@@ -71,9 +78,8 @@ def question_of(record: Conversation) -> Question | None:
     reference = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
     if not turns or turns[-1]["role"] != "user":
         return None
-    return Question(
-        record.id, tuple(turns), reference, template_turns(record)[len(turns) - 1].get("input", "")
-    )
+    given = template_turns(record)[len(turns) - 1].get("input", "")
+    return Question(record.id, tuple(turns), reference, given, limit_of(record.meta))
 
 
 def ask(
@@ -173,6 +179,9 @@ def _answer(question: Question, text: str, tokens: int, finish_reason: str) -> A
     if question.reference:
         scores["chrf"] = chrf(text, question.reference)
         scores["rouge_l"] = rouge_l(text, question.reference)
+    if question.limit:
+        scores[VIOLATION] = float(question.limit.violated(text))
+        scores["length_ratio"] = round(question.limit.length(text) / question.limit.most, 6)
     return Answer(question, text, tokens, finish_reason, scores)
 
 
@@ -240,7 +249,10 @@ def summary(answers: Sequence[Answer], skipped: dict[str, int]) -> dict[str, Any
         "looping": list(share(sum(each.scores["repetition"] > LOOPS_FROM for each in answers), count)),
         "tokens_median": statistics.median(each.tokens for each in answers),
     }
-    for name in COMPARED:
+    limited = [each.scores[VIOLATION] for each in answers if VIOLATION in each.scores]
+    if limited:
+        found["length_violations"] = list(share(int(sum(limited)), len(limited)))
+    for name in (*COMPARED, "length_ratio"):
         values = [each.scores[name] for each in answers if name in each.scores]
         if values:
             found[name] = {"mean": statistics.fmean(values), "rows": len(values)}

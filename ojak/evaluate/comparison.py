@@ -27,10 +27,11 @@ from ojak.model.memory import forget_peak
 from ojak.records import Conversation
 
 BASE = "base"
+MORE = "val_loss_"  # begins the names of losses on further held-out rows, before the name of the rows
 PROBE = "probe_"  # begins the names of what was known by heart, before the kind of the facts
 METRICS = (
-    "bits_per_byte", "reference_logprob", "chrf", "stopped", "repetition", "instructions", "judge_score",
-    "val_loss", "seconds", "peak_memory_mb",
+    "bits_per_byte", "reference_logprob", "chrf", "stopped", "repetition", "instructions",
+    "length_violations", "judge_score", "val_loss", "seconds", "peak_memory_mb",
 )  # fmt: skip
 OF_TRAINING = ("val_loss", "seconds", "peak_memory_mb")
 
@@ -143,11 +144,12 @@ def _compared(runs: Sequence[Trained], out: Path, names: Sequence[str], seed: in
     trained = [arm for arm in arms if arm != BASE]
     against = BASE if len(trained) == 1 and BASE in arms else trained[0]
     # What a held-out loss counts follows from the style and from what is masked.
-    learnt = {
-        run.arm: [run.setting(name) for name in ("style", "mask_roles", "val_data", "model")] for run in runs
-    }
-    found = compare(arms, against, comparable={"val_loss": learnt}, seed=seed)
-    known = [name for name in found["metrics"] if name.startswith(PROBE)]
+    shaping = ("objective", "prefer", "style", "mask_roles", "model")
+    learnt = {run.arm: [run.setting(name) for name in (*shaping, "val_data")] for run in runs}
+    told = {run.arm: [run.setting(name) for name in (*shaping, "evaluate")] for run in runs}
+    more = {name for figures in arms.values() for each in figures for name in each if name.startswith(MORE)}
+    found = compare(arms, against, comparable={"val_loss": learnt, **dict.fromkeys(more, told)}, seed=seed)
+    known = [name for name in found["metrics"] if name.startswith((MORE, PROBE))]
     found["metrics"] = [name for name in METRICS if name in found["metrics"]] + known
     return {**found, "folders": folders, "seeds": sorted({run.seed for run in runs})}
 
@@ -155,7 +157,10 @@ def _compared(runs: Sequence[Trained], out: Path, names: Sequence[str], seed: in
 def _of_training(run: Trained) -> dict[str, Figure]:
     result = run.manifest.get("result")
     values = result if isinstance(result, Mapping) else {}
-    return {name: float(values[name]) for name in OF_TRAINING if isinstance(values.get(name), (int, float))}
+    more = values.get("val_losses")
+    held_out = {f"{MORE}{name}": loss for name, loss in more.items()} if isinstance(more, Mapping) else {}
+    found = {**{name: values.get(name) for name in OF_TRAINING}, **held_out}
+    return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
 
 
 def figures_of(folder: Path) -> dict[str, Figure]:
@@ -180,6 +185,7 @@ def figures_of(folder: Path) -> dict[str, Figure]:
         "stopped": lambda row: float(row.meta.get("finish_reason") == "stop"),
         "repetition": lambda row: row.scores.get("repetition"),
         "judge_score": lambda row: row.scores.get("judge_score"),
+        "length_violations": lambda row: row.scores.get("length_violation"),
     }
     for name, of in of_answers.items():
         figures |= _figure(name, own or checked, of)

@@ -8,7 +8,6 @@ answer as it is; `loose` also accepts it without its first line, its last line, 
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from ojak.judge.statistics import share
 from ojak.records import Message
+from ojak.rules.form import bullets, has_word, is_json_object, letters, paragraphs, sentences
 from ojak.rules.rule import word_count
 
 Check = Callable[[str], bool]
@@ -69,42 +69,9 @@ class Instruction:
 Draw = Callable[[np.random.Generator], Demand]
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _sentences(text: str) -> int:
-    """Runs that end in a full stop, a question mark or an exclamation mark; a rest without one counts, too."""
-    return sum(1 for piece in re.split(r"[.!?]+(?=\s|$)", text) if re.search(r"\w", piece))
-
-
-def _letters(text: str) -> str:
-    return "".join(letter for letter in text if letter.isalpha())
-
-
-def _has(text: str, word: str) -> bool:
-    return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
-
-
-def _is_json(text: str) -> bool:
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", text, re.DOTALL)
-    try:
-        return isinstance(json.loads(fenced[1] if fenced else text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def _matches(pattern: str) -> Check:
     """Whether the beginning of a text matches."""
     return lambda text: re.match(pattern, text) is not None
-
-
-def _paragraphs(text: str) -> int:
-    return sum(1 for part in re.split(r"\n\s*\n", text) if part.strip())
-
-
-def _bullets(text: str) -> int:
-    return sum(1 for line in _lines(text) if re.match(r"[-*•]\s+\S", line))
 
 
 def _pick(random: np.random.Generator, choices: Sequence[str]) -> str:
@@ -113,12 +80,14 @@ def _pick(random: np.random.Generator, choices: Sequence[str]) -> str:
 
 def _include(random: np.random.Generator) -> Demand:
     word = _pick(random, WORDS)
-    return Demand("include_word", f'Use the word "{word}" somewhere in your answer.', lambda t: _has(t, word))
+    return Demand(
+        "include_word", f'Use the word "{word}" somewhere in your answer.', lambda t: has_word(t, word)
+    )
 
 
 def _avoid(random: np.random.Generator) -> Demand:
     word = _pick(random, ("the", "and", "is", "of", "to"))
-    return Demand("avoid_word", f'Never use the word "{word}".', lambda t: not _has(t, word))
+    return Demand("avoid_word", f'Never use the word "{word}".', lambda t: not has_word(t, word))
 
 
 def _at_most(random: np.random.Generator) -> Demand:
@@ -133,19 +102,19 @@ def _at_least(random: np.random.Generator) -> Demand:
 
 def _sentence_count(random: np.random.Generator) -> Demand:
     count = int(random.integers(2, 6))
-    return Demand("sentences", f"Answer in exactly {count} sentences.", lambda t: _sentences(t) == count)
+    return Demand("sentences", f"Answer in exactly {count} sentences.", lambda t: sentences(t) == count)
 
 
 def _bullet_count(random: np.random.Generator) -> Demand:
     count = int(random.integers(2, 6))
     text = f'Answer as a list of exactly {count} bullet points that begin with "- ".'
-    return Demand("bullets", text, lambda t: _bullets(t) == count)
+    return Demand("bullets", text, lambda t: bullets(t) == count)
 
 
 def _paragraph_count(random: np.random.Generator) -> Demand:
     count = int(random.integers(2, 4))
     text = f"Write exactly {count} paragraphs with an empty line between them."
-    return Demand("paragraphs", text, lambda t: _paragraphs(t) == count)
+    return Demand("paragraphs", text, lambda t: paragraphs(t) == count)
 
 
 def _ends(random: np.random.Generator) -> Demand:
@@ -176,10 +145,10 @@ KINDS: tuple[Draw, ...] = (
     _paragraph_count,
     _starts,
     _ends,
-    _fixed("lower_case", "Write everything in lower case.", lambda t: _letters(t) == _letters(t).lower()),
-    _fixed("upper_case", "WRITE EVERYTHING IN CAPITAL LETTERS.", lambda t: _letters(t) == _letters(t).upper()),
+    _fixed("lower_case", "Write everything in lower case.", lambda t: letters(t) == letters(t).lower()),
+    _fixed("upper_case", "WRITE EVERYTHING IN CAPITAL LETTERS.", lambda t: letters(t) == letters(t).upper()),
     _fixed("no_commas", "Do not use any commas.", lambda t: "," not in t),
-    _fixed("json", 'Answer only with a JSON object with the single key "answer".', _is_json),
+    _fixed("json", 'Answer only with a JSON object with the single key "answer".', is_json_object),
     _fixed("quoted", "Put your whole answer in double quotation marks.", _matches(r'"[^"]+"$')),
     _fixed("title", "Begin with a title in double angle brackets, such as <<title>>.", _matches(r"<<[^<>\n]+>>")),
     _fixed("postscript", 'Add a postscript at the end that begins with "P.S."', _matches(r"(?:.*\n)*P\.S\.\s*\S")),

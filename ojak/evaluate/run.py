@@ -31,6 +31,7 @@ from ojak.evaluate.config import EvaluateConfig
 from ojak.evaluate.harness import HarnessFigures, check_harness, run_harness
 from ojak.evaluate.harness_tasks import Task
 from ojak.evaluate.likelihood import Likelihood, likelihood, ratio_interval, reference_logprobs
+from ojak.evaluate.window_config import WindowConfig
 from ojak.judge import Judge, load_calibration
 from ojak.judge.facts import Fact, Recalled, read_facts
 from ojak.model.files import cached_sha256
@@ -330,7 +331,7 @@ def _paired(found: Measured, other: Measured) -> Mapping[str, Paired]:
     if found.likelihood and other.likelihood:
         pairs["bits_per_byte"] = _bits(found.likelihood, other.likelihood)
     theirs = {each.question.id: each for each in other.answers}
-    for name in (*answering.COMPARED, "repetition"):
+    for name in (*answering.COMPARED, "repetition", answering.VIOLATION):
         both = [
             (each.scores[name], theirs[each.question.id].scores[name])
             for each in found.answers
@@ -390,10 +391,11 @@ def _publish(folder: Path, config: EvaluateConfig, found: Measured, result: dict
     )
 
 
-def inputs_of(config: EvaluateConfig, folder: Path) -> list[dict[str, Any]]:
+def inputs_of(config: EvaluateConfig | WindowConfig, folder: Path) -> list[dict[str, Any]]:
     """What a result in `folder` was made from, for its manifest: the data, and the run that made the model."""
     inputs: list[dict[str, Any]] = []
-    for name, text in (("data", config.data), ("probe", config.probe), ("model", config.model)):
+    for name in ("data", "probe", "model"):
+        text = getattr(config, name, None)
         path = Path(text) if text else None
         if path is None or not path.exists():
             continue

@@ -81,4 +81,4 @@ def test_the_verb(folder: Path) -> None:
     assert {"logprob", "exact", "rank", "tokens"} <= kept[0].scores.keys()  # type: ignore[union-attr]
     shown = CliRunner().invoke(app, ["evaluate", "one", "--probe", "facts.jsonl"])
     assert "probe: qa: accuracy" in shown.stdout
-    assert CliRunner().invoke(app, ["evaluate", "one", "--probe", "absent.jsonl"]).exit_code == 9
+    assert CliRunner().invoke(app, ["evaluate", "one", "--probe", "absent.jsonl"]).exit_code == 2
