@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ojak.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Mark, nice_step
-from ojak.report.text import fixed, number
+from ojak.report.text import fixed, humanize, number
 from ojak.report.training import Point, Training, TrainingRun
 
 Curve: TypeAlias = list[tuple[float, float]]
@@ -52,10 +52,11 @@ class CurveFigure:
 
 
 def figures(training: Training, colors: dict[str, int]) -> list[CurveFigure]:
-    """The loss in training, and that on validation rows where it was taken more than once; one taken once is a dot."""
+    """The loss in training, and those on held-out rows that were taken more than once; on validation rows, one taken
+    once is a dot."""
     arms = {arm: runs for arm, runs in training.arms.items() if arm in colors}
     runs = [run for each in arms.values() for run in each]
-    by_tokens = all(point.tokens is not None for run in runs for point in (*run.losses, *run.checks))
+    by_tokens = all(point.tokens is not None for run in runs for points in run.curves for point in points)
     often = any(len(run.checks) > 1 for run in runs)
     losses = {arm: [_curve(run.losses, by_tokens) for run in each] for arm, each in arms.items()}
     checks = {arm: [_curve(run.checks, by_tokens) for run in each] for arm, each in arms.items()}
@@ -66,6 +67,11 @@ def figures(training: Training, colors: dict[str, int]) -> list[CurveFigure]:
     ]
     if often:
         found.append(_figure("Loss on validation rows", unit, checks, {}, colors, ""))
+    for name in dict.fromkeys(name for run in runs for name, points in run.more.items() if len(points) > 1):
+        held_out = {
+            arm: [_curve(run.more.get(name, []), by_tokens) for run in each] for arm, each in arms.items()
+        }
+        found.append(_figure(f"Loss on held-out rows: {humanize(name)}", unit, held_out, {}, colors, ""))
     return [figure for figure in found if figure is not None]
 
 

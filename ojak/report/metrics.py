@@ -66,6 +66,7 @@ def _memory(value: float) -> str:
     return text.size(value * 2**20) if value >= 0 else f"\u2212{text.size(-value * 2**20)}"
 
 
+HELD_OUT = "val_loss_"  # begins the names of losses on further held-out rows
 POINTS = "\u00a0points"
 KNOWN = {
     metric.name: metric
@@ -79,6 +80,7 @@ KNOWN = {
             "stopped", "Answers that end by themselves", "before the token limit", 1, _share, POINTS, most=1
         ),
         Metric("repetition", "Repetition", "share of repeated runs of words", -1, _share, POINTS, most=1),
+        Metric("length_violations", "Answers over their limit", "of length", -1, _share, POINTS, most=1),
         Metric("judge_score", "Grade by a judge", "0 to 100", 1, _digits(1), most=100),
         Metric("seconds", "Training time", "of a run", -1, _duration, cost=True),
         Metric("peak_memory_mb", "Peak memory", "of a training run", -1, _memory, cost=True),
@@ -88,5 +90,8 @@ KNOWN = {
 
 def metric(name: str) -> Metric:
     """The measure of that name; one that nobody knows is shown as it is, and neither way of it is better."""
+    if name.startswith(HELD_OUT):
+        rows = text.humanize(name.removeprefix(HELD_OUT))
+        return Metric(name, f"Loss on the held-out rows {rows}", "nats per supervised token", -1, _digits(3))
     title = text.humanize(name)
     return KNOWN.get(name) or Metric(name, title[:1].upper() + title[1:], "", 0, lambda value: f"{value:.4g}")

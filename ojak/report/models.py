@@ -9,6 +9,7 @@ from pathlib import Path
 from ojak.report import text
 from ojak.report.arms import BASE, Answer, Arms, Line, Table, answer, read_arms, tables
 from ojak.report.curves import MAX_ARMS, CurveFigure, figures
+from ojak.report.gaps import GapLine, gap_lines
 from ojak.report.metrics import Metric
 from ojak.report.side_by_side import SideBySide, read_answers
 from ojak.report.training import Cost, Training, costs, differing_settings, read_training, total
@@ -64,6 +65,11 @@ class Models:
     def differing(self) -> list[tuple[str, list[str]]]:
         """The settings in which the arms are not alike."""
         return differing_settings(self.training)
+
+    @property
+    def gaps(self) -> list[GapLine]:
+        """How the losses on held-out rows rose and fell, where they were measured before the first step."""
+        return gap_lines(self.training)
 
     @property
     def tables(self) -> list[Table]:

@@ -18,7 +18,8 @@ from ojak._files import disk_errors
 from ojak.artifact import Artifact, write_atomic
 from ojak.errors import TargetExists
 from ojak.records import Conversation, Rejected
-from ojak.report import charts, sources, text
+from ojak.report import charts, sources, text, window
+from ojak.report.ablation import COLUMNS, read_ablation
 from ojak.report.html import environment, styled
 from ojak.report.measures import (
     Measures,
@@ -51,6 +52,8 @@ def write_report(paths: Sequence[Path] | Path, out: Path, *, replace: bool = Fal
         if page.exists() and not replace:
             raise TargetExists(f"{page} is there already", fix="name another folder, or pass --overwrite")
     found = sources.find_sources(paths)
+    if [artifact.kind for artifact in found.artifacts] == [window.KIND] and not found.trainings:
+        return window.write_window_page(found.artifacts[0].path, out, replace=replace)
     html = render(found.artifacts, found.trainings, found.comparison)
     write_atomic(page, html.encode())
     return page
@@ -74,8 +77,15 @@ def render(
         styles = ("style.css",) if models is None else MODEL_STYLES
         return _rendered("template", {**values, **styled(*styles), **_data_story(artifacts, main, seed)})
     assert models is not None
-    values |= styled(*MODEL_STYLES) | _head(artifacts, models)
+    values |= styled(*MODEL_STYLES) | _head(artifacts, models) | _ablation(artifacts, trainings, comparison)
     return _rendered("model_page", values | {"data": _rows(artifacts, main, seed)})
+
+
+def _ablation(
+    artifacts: Sequence[Artifact], trainings: Sequence[Path], comparison: Path | None
+) -> dict[str, Any]:
+    grids = (read_ablation(artifact.path, trainings, comparison) for artifact in artifacts)
+    return {"ablation": next(filter(None, grids), None), "columns": COLUMNS}
 
 
 def _rendered(template: str, values: dict[str, Any]) -> str:

@@ -23,10 +23,11 @@ from ojak.report.measures import as_number, dig
 MAX_FACT_CHARS = 2_000
 ARTICLE_SECONDS_PER_PAIR = 157 / 5
 
-# Kinds of manifests: of one training run, of runs of several arms and seeds, of models compared.
+# Kinds of manifests: of one training run, of runs of several arms and seeds, of models compared, of models merged.
 TRAININGS = ("training", "train")
 COMPARISON = "comparison"
-OF_MODELS = (*TRAININGS, COMPARISON)
+MERGES = ("merge", "merge-sweep")  # the first is a model alone, the second has a page of its own
+OF_MODELS = (*TRAININGS, COMPARISON, *MERGES)
 
 
 @dataclass(frozen=True, slots=True)

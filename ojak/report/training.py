@@ -7,6 +7,7 @@ names outside its own is not looked into.
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ MAX_RUNS, MAX_NAME = 64, 60
 MAX_LINES, MAX_LINE = 500_000, 65_536
 MAX_POINTS = 100  # of a curve, after neighbouring steps were put together
 MAX_SETTINGS = 40
+MAX_LOSSES = 8  # of a run: in training, on validation rows, on further held-out ones
+MORE = "val_loss_"
+LOSSES = re.compile(r"loss|val_loss(?:_[a-z][a-z0-9_]{0,39})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """One run: `losses` are thinned to means of neighbouring steps, `checks` are the validation losses."""
+    """One run: `losses` are thinned to means of neighbouring steps, `checks` are the validation losses.
+
+    more: the losses on further held-out rows, by their names.
+    """
 
     arm: str
     seed: str
@@ -47,6 +54,12 @@ class TrainingRun:
     losses: list[Point]
     checks: list[Point]
     together: int  # steps that one of `losses` is the mean of
+    more: dict[str, list[Point]] = field(default_factory=dict)
+
+    @property
+    def curves(self) -> list[list[Point]]:
+        """All its losses."""
+        return [self.losses, self.checks, *self.more.values()]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -100,28 +113,32 @@ def _result(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _run(arm: str, seed: str, folder: Path, result: dict[str, Any]) -> TrainingRun:
     manifest = peek(folder)
-    losses, checks = read_curves(folder / METRICS)
+    curves = read_curves(folder / METRICS)
+    losses, checks = curves.pop("loss", []), curves.pop("val_loss", [])
     together = -(-len(losses) // MAX_POINTS) or 1
     return TrainingRun(
         arm, seed, folder, manifest, result or _result(manifest), _thinned(losses, together),
-        checks[-MAX_POINTS:], together,
+        _some(checks), together, {name.removeprefix(MORE): _some(points) for name, points in curves.items()},
     )  # fmt: skip
 
 
-def read_curves(path: Path) -> tuple[list[Point], list[Point]]:
-    """(training losses, validation losses) of a metrics.jsonl, in its order; lines that are none are passed over."""
-    losses: list[Point] = []
-    checks: list[Point] = []
+def read_curves(path: Path) -> dict[str, list[Point]]:
+    """The losses of a metrics.jsonl by name ("loss", "val_loss", "val_loss_<rows>"), in its order.
+
+    Lines that are none are passed over, and so are names beyond `MAX_LOSSES`.
+    """
+    found: dict[str, list[Point]] = {}
     tokens = None
     for line in _lines(path):
         step = as_number(line.get("step"))
         if step is None or step < 0:
             continue
-        tokens = as_number(line.get("supervised_tokens", tokens))
-        for name, points in (("loss", losses), ("val_loss", checks)):
-            if (loss := as_number(line.get(name))) is not None:
-                points.append(Point(step, tokens, loss))
-    return losses, checks
+        tokens = as_number(line.get("supervised_tokens", 0 if step == 0 else tokens))
+        for name in filter(LOSSES.fullmatch, line):
+            room = name in found or len(found) < MAX_LOSSES
+            if room and (loss := as_number(line[name])) is not None:
+                found.setdefault(name, []).append(Point(step, tokens, loss))
+    return found
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -135,6 +152,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(found, dict):
                 yield found
+
+
+def _some(points: Sequence[Point]) -> list[Point]:
+    """At most `MAX_POINTS` of the points, evenly taken, the first and the last among them."""
+    last = len(points) - 1
+    places = range(len(points)) if last < MAX_POINTS else range(MAX_POINTS)
+    return [points[round(place * last / max(1, len(places) - 1))] for place in places]
 
 
 def _thinned(points: Sequence[Point], together: int) -> list[Point]:

@@ -142,7 +142,8 @@ def test_a_real_run_is_told_with_its_own_numbers(tmp_path: Path) -> None:
     result = train(config)
     html = page(config.out, tmp_path)
     shown = words(html)
-    losses, checks = read_curves(config.out / "metrics.jsonl")
+    curves = read_curves(config.out / "metrics.jsonl")
+    losses, checks = curves["loss"], curves["val_loss"]
     assert len(losses) == result.steps and len(checks) == 3 and result.loss_last is not None
     assert f"run: from {losses[0].loss:.3f} to {result.loss_last:.3f}" in shown
     assert "Loss on validation rows" in shown
@@ -233,7 +234,7 @@ def test_all_of_a_curve_lies_inside_its_axes() -> None:
 def test_many_steps_are_thinned_to_means(tmp_path: Path) -> None:
     model_runs.training_run(tmp_path / "long", steps=1234)
     (run,) = read_training([tmp_path / "long"]).runs
-    losses, _ = read_curves(tmp_path / "long" / "metrics.jsonl")
+    losses = read_curves(tmp_path / "long" / "metrics.jsonl")["loss"]
     assert run.together == 13 and len(run.losses) == -(-1234 // 13) <= MAX_POINTS
     assert run.losses[0].loss == pytest.approx(np.mean([point.loss for point in losses[:13]]))
     assert run.losses[0].step == 7
@@ -248,10 +249,11 @@ def test_metrics_that_are_none_are_passed_over(tmp_path: Path) -> None:
         b'{"step": 6, "loss": 1e999}', b'{"a": "' + b"x" * 200_000 + b'"}', b'{"step": 7, "lo',
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-    losses, checks = read_curves(tmp_path / "metrics.jsonl")
+    curves = read_curves(tmp_path / "metrics.jsonl")
+    losses, checks = curves["loss"], curves["val_loss"]
     assert [(point.step, point.tokens, point.loss) for point in losses] == [(1, 10, 2.0), (2, 20, 1.5)]
     assert [(point.step, point.tokens, point.loss) for point in checks] == [(3, 20, 1.7)]
-    assert read_curves(tmp_path / "missing.jsonl") == ([], [])
+    assert read_curves(tmp_path / "missing.jsonl") == {}
 
 
 # Odd and hostile folders
