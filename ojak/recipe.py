@@ -129,6 +129,9 @@ def _filled(
 ) -> dict[str, Any]:
     """The settings with what other stages of the recipe lend, and the folder where the stage wants one."""
     filled = dict(values)
+    for other, given in stages.items():
+        if other in stage.reads:
+            filled = {**BY_NAME[other].lends(given or {}, stage.name), **filled}
     for name, (other, field) in stage.inherits.items():
         lent = (stages.get(other) or {}).get(field)
         if name not in filled and lent is not None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ojak.stages import data, pretraining, training
+from ojak.stages import ablating, data, distilling, merging, pretraining, training
+from ojak.stages.ablating import grid
 from ojak.stages.base import Job, Outcome, Stage
-from ojak.stages.data import PullSettings, curate, magpie, pairs, personas, pull, rows, split
+from ojak.stages.data import PullSettings, curate, lift, magpie, pairs, personas, pull, rows, split
 from ojak.stages.pretraining import augment, corpus, pretrain_mix, scratch, texts
 from ojak.stages.training import ReportSettings, evaluate, report, train
+from ojak.stages.warp import check_warp, picks_of_warp, warp, warp_settings
 
 __all__ = ["BY_NAME", "STAGES", "Job", "Outcome", "PullSettings", "ReportSettings", "Stage"]
 
@@ -87,6 +89,18 @@ STAGES: tuple[Stage, ...] = (
         ),
         own=("accept_license",),
         files=pretraining.files_of_mix,
+    ),
+    Stage(
+        name="grid",
+        what="make models from nothing that differ in one switch each",
+        uses=("texts", "corpus"),
+        writes="texts, and a configuration and a tokenizer for each arm",
+        settings=ablating.grid_settings,
+        run=grid,
+        code=("train/grid.py", "train/variant.py", "train/tokenizer.py", "model/config.py"),
+        files=ablating.files_of_grid,
+        picks=ablating.picks_of_grid,
+        lends=ablating.lends_of_grid,
     ),
     Stage(
         name="personas",
@@ -168,9 +182,50 @@ STAGES: tuple[Stage, ...] = (
         inherits={"model": ("pull", "model")},
     ),
     Stage(
+        name="lift",
+        what="put length limits into rows",
+        uses=("magpie", "curate", "rows", "split", "pairs"),
+        writes="conversations or preferences, with a limit and without",
+        settings=data.lift_settings,
+        run=lift,
+        code=("augment/lift.py", "augment/draws.py", "rules/lengths.py", "rules/rule.py", "formats.py"),
+        picks=data.picks_of_lift,
+    ),
+    Stage(
+        name="shrink",
+        what="make a small model of some of a model's layers",
+        uses=("pull",),
+        writes="a model",
+        settings=lambda: distilling.ShrinkSettings,
+        run=distilling.shrink,
+        code=("model/shrink.py", "model/checkpoint.py", "model/config.py"),
+        inherits={"model": ("pull", "model")},
+        sound=distilling.sound_shrink,
+    ),
+    Stage(
+        name="teacher",
+        what="keep what a teacher predicts of rows",
+        uses=("pull", *training.ROWS),
+        writes="log-probabilities of the most likely tokens, and the mass of the others",
+        settings=distilling.cache_settings,
+        run=distilling.teacher,
+        code=(
+            "train/distil_cache.py",
+            "train/distil_make.py",
+            "train/encode.py",
+            "model",
+            "chat.py",
+            "formats.py",
+        ),
+        own=("out", "accept_license"),
+        inherits={"teacher": ("pull", "model")},
+        picks=distilling.picks_of_teacher,
+        files=distilling.files_of_teacher,
+    ),
+    Stage(
         name="train",
         what="train a model, or one for each arm and seed",
-        uses=("pull", "texts", "scratch", *training.ROWS),
+        uses=("pull", "texts", "scratch", "shrink", "teacher", *training.ROWS, training.PAIRS),
         writes="models, with the figures of each step",
         settings=training.arms_settings,
         run=train,
@@ -184,10 +239,34 @@ STAGES: tuple[Stage, ...] = (
         sound=training.sound_train,
     ),
     Stage(
+        name="warp",
+        what="train by rewards in several runs, merge and begin again",
+        uses=("pull", *training.ROWS),
+        writes="a model, and what each point on the way to it earns",
+        settings=warp_settings,
+        run=warp,
+        code=("train", "merge", "model", "rules", "chat.py", "formats.py"),
+        own=("out", "resume", "accept_license", "objective"),
+        inherits={"model": ("pull", "model")},
+        resumes=True,
+        check=check_warp,
+        picks=picks_of_warp,
+    ),
+    Stage(
+        name="merge",
+        what="make one model of the runs of a training",
+        needs=("train",),
+        writes="a model, with its hashes and shares",
+        settings=merging.merge_settings,
+        run=merging.merge,
+        code=("merge", "model/checkpoint.py", "model/lora.py", "model/tensor_files.py"),
+        sound=merging.sound_merge,
+    ),
+    Stage(
         name="evaluate",
         what="measure the trained models and the one they come from",
         needs=("train",),
-        uses=("texts", *training.ROWS),
+        uses=("texts", "merge", *training.ROWS),
         writes="answers, figures with intervals, differences between arms",
         settings=training.compare_settings,
         run=evaluate,
@@ -209,12 +288,14 @@ STAGES: tuple[Stage, ...] = (
             "augment",
             "scratch",
             "pretrain-mix",
+            "grid",
             "personas",
             "magpie",
             "curate",
             "rows",
             "split",
             "pairs",
+            "lift",
             "train",
             "evaluate",
         ),

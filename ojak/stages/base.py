@@ -21,6 +21,11 @@ def no_files(_settings: Settings) -> Mapping[str, str | None]:
     return {}
 
 
+def nothing(_values: Mapping[str, Any], _stage: str) -> Mapping[str, Any]:
+    """What a stage lends that gives no other any settings."""
+    return {}
+
+
 def open_result(folder: Path) -> None:
     """Raise VerificationFailed where the artifact in `folder` is damaged, as far as sizes tell."""
     from ojak.artifact import Artifact
@@ -66,6 +71,8 @@ class Stage:
     stable: run again with the same settings, it leaves a sound result as it is, unless one of `shaped_by`, of the
     stages that it reads, has changed its own. files: a hash of what its settings name by a path and do not hash
     themselves, by the path, None where there is nothing. limits: those of its fields that only say when to stop early.
+    lends: what it gives the settings of a later stage, by its own settings as a recipe has them and the later one's
+    name; what the recipe says itself comes first.
     """
 
     name: str
@@ -87,6 +94,7 @@ class Stage:
     picks: Callable[[Settings, Sequence[str]], Sequence[str]] = all_of
     sound: Callable[[Path], None] = open_result
     files: Callable[[Settings], Mapping[str, str | None]] = no_files
+    lends: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = nothing
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from ojak._settings import Settings
-from ojak.errors import InputRefused
+from ojak.errors import InputRefused, UsageError
 from ojak.stages.base import Job, Outcome
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ def pairs_settings() -> type[Settings]:
     from ojak.curate.pairs import PairsConfig
 
     return PairsConfig
+
+
+def lift_settings() -> type[Settings]:
+    from ojak.augment.lift import LiftConfig
+
+    return LiftConfig
 
 
 def split_settings() -> type[Settings]:
@@ -178,6 +185,22 @@ def pairs(job: Job) -> Outcome:
     config = job.settings.model_copy(update={"accept_license": job.accept_license})
     source = job.inputs.get("curate", job.inputs["magpie"])
     return Outcome(summary(make_pairs(source, job.out, config, notify=job.notify, progress=job.progress)))
+
+
+def lift(job: Job) -> Outcome:
+    """The rows of the stage before with length limits."""
+    from ojak.augment.lift import LiftConfig, lift_data
+
+    assert isinstance(job.settings, LiftConfig)
+    (source,) = job.inputs.values()
+    return Outcome(lift_data(source, job.out, job.settings).stats)
+
+
+def picks_of_lift(_settings: Settings, before: Sequence[str]) -> Sequence[str]:
+    """The last stage with rows."""
+    if not before:
+        raise UsageError("there are no rows to put limits into", fix="put a stage with rows before it")
+    return before[-1:]
 
 
 def split(job: Job) -> Outcome:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ojak._settings import Settings
-from ojak.errors import UsageError
+from ojak.errors import InputRefused, UsageError
 from ojak.stages.base import Job, Outcome
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ NAMED = {
     "@texts/facts": ("texts", "facts.jsonl"),
     "@texts/supervised": ("texts", "supervised.jsonl"),
     "@scratch": ("scratch", "model"),
+    "@shrink": ("shrink", "model"),
+    "@teacher": ("teacher", ""),
 }
+OF_GRID = re.compile(r"@grid/([a-z0-9][a-z0-9_.-]*)")  # the model of an arm
 
 
 def texts_settings() -> type[Settings]:
@@ -56,7 +60,7 @@ def located(text: str, inputs: Mapping[str, Path]) -> str:
     """The path for a setting that names the result of a stage before (`NAMED`); a path, or the name of a model, as it
     is. Raises UsageError where there is no such stage."""
     name, colon, rest = text.partition(":")
-    stage, file = NAMED.get(name, ("", ""))
+    stage, file = _place_of(name)
     if not stage:
         return text
     if stage not in inputs:
@@ -66,7 +70,14 @@ def located(text: str, inputs: Mapping[str, Path]) -> str:
 
 def stages_named(*settings: str | None) -> set[str]:
     """The stages whose results some settings name."""
-    return {NAMED[name][0] for text in settings if text and (name := text.partition(":")[0]) in NAMED}
+    found = {_place_of(text.partition(":")[0])[0] for text in settings if text}
+    return found - {""}
+
+
+def _place_of(name: str) -> tuple[str, str]:
+    """(stage, file in its result) that a name stands for; ("", "") for a path or the name of a model."""
+    of_grid = OF_GRID.fullmatch(name)
+    return ("grid", f"models/{of_grid[1]}") if of_grid else NAMED.get(name, ("", ""))
 
 
 # ------------------------------------------------------------------------------------------------ which files are read
@@ -84,7 +95,6 @@ def files_of_corpus(settings: Settings) -> dict[str, str | None]:
     """A corpus is read from files of more formats than rows are."""
     from ojak.corpus.config import CorpusConfig
     from ojak.corpus.inputs import survey
-    from ojak.errors import InputRefused
 
     assert isinstance(settings, CorpusConfig)
     found = hashed(settings.educational and str(settings.educational))
@@ -92,7 +102,7 @@ def files_of_corpus(settings: Settings) -> dict[str, str | None]:
         if str(path) not in NAMED:
             try:
                 found[str(path)] = survey([path]).digests[0]
-            except InputRefused:
+            except (InputRefused, UsageError):  # nothing to read, nothing there
                 found[str(path)] = None
     return found
 
@@ -109,7 +119,7 @@ def files_of_mix(settings: Settings) -> dict[str, str | None]:
 
     assert isinstance(settings, MixArmsConfig)
     arms = settings.configs().values()
-    return hashed(*(text for arm in arms for text in (arm.mix_data, arm.replay)))
+    return hashed(*(text for arm in arms for text in (arm.mix_data, arm.replay, arm.data)))
 
 
 # ---------------------------------------------------------------------------------------------------------- the stages
@@ -173,7 +183,7 @@ def _mix_config(job: Job) -> MixArmsConfig:
     from ojak.train.mix_config import MixArmsConfig
 
     assert isinstance(job.settings, MixArmsConfig)
-    named = ("tokenizer", "mix_data", "replay")
+    named = ("tokenizer", "mix_data", "replay", "data")
 
     def known(values: Mapping[str, object]) -> dict[str, object]:
         paths = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ojak._settings import Settings, meant
 from ojak.errors import UsageError
 from ojak.stages.base import Job, Outcome
+from ojak.stages.merging import merged_run
 from ojak.stages.pretraining import hashed, located, stages_named
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from ojak.train.arms import ArmRun, ArmsConfig
 
 # Stages whose result is rows that a model can learn or be measured on.
-ROWS = ("magpie", "curate", "rows", "split", "pretrain-mix")
+ROWS = ("magpie", "curate", "rows", "split", "lift", "pretrain-mix", "grid")
+PAIRS = "pairs"  # preferences, which are read where they are named
+OF_ARM = "@train/"  # begins the name of a model that an arm before has made
 NAMED = re.compile(r"@(?P<stage>[a-z-]+)(?::(?P<split>[a-z][a-z0-9_]*))?(?P<weight>:[0-9][0-9./]*)?")
 
 
@@ -42,7 +45,7 @@ def compare_settings() -> type[Settings]:
 # ------------------------------------------------------------------------------------------------- which rows are read
 
 
-def _stage_of(source: str, before: Sequence[str]) -> str | None:
+def stage_of(source: str, before: Sequence[str]) -> str | None:
     """The stage that a source names: `@STAGE...` by name, "" the last one with rows; None for a path.
 
     Raises UsageError for a stage that is not before this one, or has no rows.
@@ -55,15 +58,16 @@ def _stage_of(source: str, before: Sequence[str]) -> str | None:
     if not source.startswith("@"):
         return None
     found = NAMED.fullmatch(source)
+    having += [name for name in before if name == PAIRS]
     if found is None or found["stage"] not in having:
         name = found["stage"] if found else source
         raise UsageError(f"{source[:80]!r} names no stage with rows before this one", fix=meant(name, having))
     return found["stage"]
 
 
-def _path_of(source: str, inputs: Mapping[str, Path], split: str) -> str:
+def path_of(source: str, inputs: Mapping[str, Path], split: str) -> str:
     """The path, with its split, for a source that names a stage; a path as it is."""
-    stage = _stage_of(source, list(inputs))
+    stage = stage_of(source, list(inputs))
     if stage is None:
         return source
     found = NAMED.fullmatch(source)
@@ -77,9 +81,17 @@ def picks_of_train(settings: Settings, before: Sequence[str]) -> list[str]:
     from ojak.train.arms import ArmsConfig
 
     assert isinstance(settings, ArmsConfig)
-    named = {_stage_of(source, before) for source in settings.sources}
-    named |= stages_named(settings.model, settings.evaluate.probe)
+    named = {stage_of(source, before) for source in settings.sources}
+    named |= stages_named(settings.model, settings.evaluate.probe, *_models_of_arms(settings))
     return [name for name in before if name in {"pull", *named}]
+
+
+def _models_of_arms(settings: ArmsConfig) -> list[str]:
+    """The teacher of the runs, and what single arms have in the place of it and of the model."""
+    blocks = [settings.model_dump(exclude_unset=True), *(changes or {} for changes in settings.arms.values())]
+    found = [block.get("model") for block in blocks[1:]]
+    found += [(block.get("distil") or {}).get("teacher") for block in blocks]
+    return [text for text in found if isinstance(text, str)]
 
 
 def picks_of_evaluate(settings: Settings, before: Sequence[str]) -> list[str]:
@@ -87,8 +99,8 @@ def picks_of_evaluate(settings: Settings, before: Sequence[str]) -> list[str]:
     from ojak.evaluate.config import CompareConfig
 
     assert isinstance(settings, CompareConfig)
-    named = _stage_of(settings.data or "", before) if settings.data or _needs_rows(settings) else None
-    return [name for name in before if name in {"train", named, *stages_named(settings.probe)}]
+    named = stage_of(settings.data or "", before) if settings.data or _needs_rows(settings) else None
+    return [name for name in before if name in {"train", "merge", named, *stages_named(settings.probe)}]
 
 
 def _needs_rows(settings: CompareConfig) -> bool:
@@ -119,7 +131,7 @@ def train(job: Job) -> Outcome:
     config, runs = _runs(job)
     results = train_arms(runs, notify=job.notify, progress=job.progress)
     first = runs[0].config
-    talks = {"chat": str(first.out)} if first.objective == "finetune" and first.style != "plain" else {}
+    talks = {"chat": str(first.out)} if first.reads != "pretrain" and first.style != "plain" else {}
     if is_plain(config):
         return Outcome({**results[0], **talks})
     publish_runs(config, runs, results, list(job.inputs.values()))
@@ -146,12 +158,38 @@ def _runs(job: Job) -> tuple[ArmsConfig, list[ArmRun]]:
     assert isinstance(job.settings, ArmsConfig)
     measured = job.settings.evaluate
     probe = measured.probe and located(measured.probe, job.inputs)
-    places = {
+    places: dict[str, Any] = {
         "model": located(job.settings.model, job.inputs),
         "evaluate": measured.model_copy(update={"probe": probe}),
+        "arms": {
+            name: _placed(changes or {}, job.settings, job) for name, changes in job.settings.arms.items()
+        },
     }
+    if job.settings.distil:
+        teacher = located(job.settings.distil.teacher, job.inputs)
+        places["distil"] = job.settings.distil.model_copy(update={"teacher": teacher})
     config = job.settings.model_copy(update={"out": job.out, **places})
-    return config, arm_runs(config, lambda source: _path_of(source, job.inputs, ""), job.accept_license)
+    return config, arm_runs(config, lambda source: path_of(source, job.inputs, ""), job.accept_license)
+
+
+def _placed(changes: Mapping[str, Any], config: ArmsConfig, job: Job) -> dict[str, Any]:
+    """What an arm sets, its model and its teacher where they lie."""
+    found = dict(changes)
+    if isinstance(found.get("model"), str):
+        found["model"] = located(found["model"], job.inputs)
+    if isinstance(found.get("distil"), Mapping) and "teacher" in found["distil"]:
+        found["distil"] = {**found["distil"], "teacher": _teacher(found["distil"]["teacher"], config, job)}
+    return found
+
+
+def _teacher(name: str, config: ArmsConfig, job: Job) -> str:
+    """The teacher's path: what the first seed of an arm before made, where it is `@train/ARM`."""
+    from ojak.train.finished import MODEL
+
+    arm = name.removeprefix(OF_ARM)
+    if name == arm or arm not in config.arms:
+        return located(name, job.inputs)
+    return str(job.out / arm / f"seed-{(*config.seeds, config.seed)[0]}" / MODEL)
 
 
 def evaluate(job: Job) -> Outcome:
@@ -191,10 +229,11 @@ def _measured(job: Job) -> tuple[CompareConfig, list[Trained]]:
         config = config.model_copy(update={"probe": located(config.probe, job.inputs)})
     rows = {name: folder for name, folder in job.inputs.items() if name in ROWS}
     if rows:
-        path, _, split = _path_of(config.data or "", rows, "test").rpartition("@")
+        path, _, split = path_of(config.data or "", rows, "test").rpartition("@")
         config = config.model_copy(update={"data": path, "split": config.split or split})
     folders = trained_folders(job.inputs["train"])
-    return config, [Trained.read(arm, seed, folder) for (arm, seed), folder in folders.items()]
+    runs = [Trained.read(arm, seed, folder) for (arm, seed), folder in folders.items()]
+    return config, runs + merged_run(job.inputs)
 
 
 def _artifacts(job: Job) -> list[Any]:
