@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ojak._api import chat_prefix, train_model
     from ojak.artifact import Artifact, publish, read, verify
     from ojak.augment.config import AugmentConfig
+    from ojak.augment.lift import LiftConfig, lift_data
     from ojak.augment.run import augment_data
     from ojak.chat import ChatPrefix
     from ojak.corpus.config import CorpusConfig
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
     from ojak.errors import OjakError
     from ojak.evaluate.config import EvaluateConfig
     from ojak.evaluate.run import evaluate_model
+    from ojak.evaluate.window import sweep_windows
+    from ojak.evaluate.window_config import WindowConfig
     from ojak.export.model import export_model
     from ojak.export.push import plan_push, push
     from ojak.formats import export, load
+    from ojak.merge.config import MergeConfig
+    from ojak.merge.run import MergeResult, merge_models
     from ojak.model.load import Model, load_model
     from ojak.model.request import Completion
+    from ojak.model.shrink import shrink_model
     from ojak.records import Conversation, Document, Preference, Rejected
     from ojak.report import write_report
     from ojak.report.compare import write_comparison
@@ -45,8 +51,11 @@ if TYPE_CHECKING:
     from ojak.synthesize.personas import synthesize_personas
     from ojak.synthesize.run import synthesize_magpie
     from ojak.train.config import TrainConfig
+    from ojak.train.distil_config import DistilCacheConfig, DistilConfig
+    from ojak.train.distil_make import cache_teacher
     from ojak.train.mix import make_mix
     from ojak.train.mix_config import MixConfig
+    from ojak.train.prefer_config import PreferConfig
     from ojak.train.run import TrainResult
     from ojak.train.tokenizer import train_tokenizer
 
@@ -59,22 +68,30 @@ __all__ = [
     "Conversation",
     "CorpusConfig",
     "CurateConfig",
+    "DistilCacheConfig",
+    "DistilConfig",
     "Document",
     "Embedder",
     "EvaluateConfig",
+    "LiftConfig",
     "MagpieConfig",
+    "MergeConfig",
+    "MergeResult",
     "MixConfig",
     "Model",
     "OjakError",
     "PairsConfig",
     "PersonasConfig",
+    "PreferConfig",
     "Preference",
     "Rejected",
     "SplitConfig",
     "TrainConfig",
     "TrainResult",
+    "WindowConfig",
     "__version__",
     "augment_data",
+    "cache_teacher",
     "chat_prefix",
     "curate_data",
     "evaluate_model",
@@ -84,17 +101,21 @@ __all__ = [
     "find_personal_data",
     "find_secrets",
     "generate",
+    "lift_data",
     "load",
     "load_model",
     "make_corpus",
     "make_mix",
     "make_pairs",
+    "merge_models",
     "near_duplicates",
     "plan_push",
     "publish",
     "push",
     "read",
+    "shrink_model",
     "split",
+    "sweep_windows",
     "synthesize_magpie",
     "synthesize_personas",
     "train_model",
@@ -111,6 +132,7 @@ _NAMES = {
     "ojak._api": ("chat_prefix", "train_model"),
     "ojak.artifact": ("Artifact", "publish", "read", "verify"),
     "ojak.augment.config": ("AugmentConfig",),
+    "ojak.augment.lift": ("LiftConfig", "lift_data"),
     "ojak.augment.run": ("augment_data",),
     "ojak.chat": ("ChatPrefix",),
     "ojak.corpus.config": ("CorpusConfig",),
@@ -125,10 +147,15 @@ _NAMES = {
     "ojak.export.push": ("plan_push", "push"),
     "ojak.evaluate.config": ("EvaluateConfig",),
     "ojak.evaluate.run": ("evaluate_model",),
+    "ojak.evaluate.window": ("sweep_windows",),
+    "ojak.evaluate.window_config": ("WindowConfig",),
     "ojak.export.model": ("export_model",),
     "ojak.formats": ("export", "load"),
+    "ojak.merge.config": ("MergeConfig",),
+    "ojak.merge.run": ("MergeResult", "merge_models"),
     "ojak.model.load": ("Model", "load_model"),
     "ojak.model.request": ("Completion",),
+    "ojak.model.shrink": ("shrink_model",),
     "ojak.records": ("Conversation", "Document", "Preference", "Rejected"),
     "ojak.report": ("write_report",),
     "ojak.report.compare": ("write_comparison",),
@@ -141,8 +168,11 @@ _NAMES = {
     "ojak.synthesize.personas": ("synthesize_personas",),
     "ojak.synthesize.run": ("synthesize_magpie",),
     "ojak.train.config": ("TrainConfig",),
+    "ojak.train.distil_config": ("DistilCacheConfig", "DistilConfig"),
+    "ojak.train.distil_make": ("cache_teacher",),
     "ojak.train.mix": ("make_mix",),
     "ojak.train.mix_config": ("MixConfig",),
+    "ojak.train.prefer_config": ("PreferConfig",),
     "ojak.train.run": ("TrainResult",),
     "ojak.train.tokenizer": ("train_tokenizer",),
 }

@@ -56,9 +56,12 @@ def problems(
     try:
         kind(**sound)
     except WrongSettings as error:
-        yield from (
-            ({**item, "loc": (*place, *item["loc"])}, list(kind.model_fields)) for item in error.problems
-        )
+        broken = values.keys() - sound.keys()
+        for item in error.problems:
+            # What was left out for its own error is not missing, nor can the whole be judged without it.
+            follows = broken and (not item["loc"] or item["loc"][0] in broken)
+            if not follows:
+                yield {**item, "loc": (*place, *item["loc"])}, list(kind.model_fields)
 
 
 def _inner(kind: type[Settings], name: str) -> type[Settings] | None:

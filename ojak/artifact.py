@@ -18,7 +18,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -258,6 +258,18 @@ def refuse_within(out: Path) -> None:
             raise UsageError(
                 f"{out} lies in the artifact {folder.parent}",
                 why="what is added to its files makes it fail `ojak verify`",
+                fix="choose a folder outside it",
+            )
+
+
+def refuse_inside(out: Path, paths: Sequence[Path]) -> None:
+    """Raises UsageError where a result would lie in a folder that is read for it."""
+    place = out.resolve()
+    for path in paths:
+        if path.resolve() in (place, *place.parents):
+            raise UsageError(
+                f"{out} lies in {path}, which is read",
+                why="the next run would read what this one wrote",
                 fix="choose a folder outside it",
             )
 

@@ -170,7 +170,11 @@ def _settings(kind: Any, before: str = "") -> Iterator[tuple[str, str]]:
         if inner is not None:
             yield from _settings(inner, f"{before}{name}.")
         else:
-            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+            default = (
+                "required"
+                if field.is_required()
+                else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+            )
             yield f"`{before}{name}`", default.replace("`null`", "")
 
 

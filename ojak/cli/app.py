@@ -7,15 +7,19 @@ from typing import Annotated
 import typer
 
 from ojak.cli import (
+    ablate,
     augment,
     chat,
     corpus,
     curate,
     data,
+    distil,
     doctor,
     evaluate,
     export,
     judge,
+    lift,
+    merge,
     mix,
     models,
     pairs,
@@ -64,16 +68,20 @@ app.command("corpus")(corpus.corpus)
 app.add_typer(synthesize.app, name="synthesize")
 app.add_typer(judge.app, name="judge")
 app.command("pairs")(pairs.pairs)
+app.command("lift")(lift.lift)
 app.command("curate")(curate.curate)
 app.command("explain")(curate.explain)
 app.command("pretrain-mix")(mix.pretrain_mix)
+app.add_typer(distil.app, name="distil")
 app.add_typer(train.app, name="train")
+app.command("merge")(merge.merge)
 app.command("verify")(data.verify)
 app.command("show")(data.show)
 app.command("export-data")(data.export_data)
 app.command("augment")(augment.augment)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
+app.command("ablate")(ablate.ablate)
 app.add_typer(report.app, name="report")
 app.command("push")(push.push)
 app.command("serve")(serve.serve)

@@ -10,6 +10,7 @@ import typer
 
 from ojak.cli.terminal import one_line, say, write, write_json
 from ojak.cli.words import AcceptLicense, Engine, Json, KeyEnv, Tokenizer, Url, place
+from ojak.errors import UsageError
 
 
 def augment(
@@ -30,6 +31,10 @@ def augment(
     most_pairs: Annotated[int, typer.Option(min=1, help="The most pairs that rules make of a text.")] = 8,
     temperature: Annotated[float, typer.Option(help="Of a model's draws; 0: the likeliest tokens.")] = 0.0,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Drop pairs that fail the check.")] = True,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="verify.X=N", help="A threshold of the check (docs/verify.md). Repeatable."),
+    ] = None,
     verifier: Annotated[
         str | None, typer.Option(metavar="NAME|DIR", help="A model that reads each pair with its text and without it.")
     ] = None,
@@ -56,14 +61,18 @@ def augment(
     from ojak.augment.config import AugmentConfig
     from ojak.augment.run import augment_data, summary
     from ojak.cli.progress import Progress
-    from ojak.cli.work import made_of, nothing_made
+    from ojak.cli.training import config_of
+    from ojak.cli.work import nothing_made
 
-    config = made_of(
-        AugmentConfig, "augment", synthesizer=synthesizer, shots=shots, format=format, max_tokens=max_tokens,
+    config = config_of(
+        AugmentConfig, sets or [], "see `ojak augment --help`",
+        synthesizer=synthesizer, shots=shots, format=format, max_tokens=max_tokens,
         piece_tokens=piece_tokens, most_pieces=most_pieces, most_pairs=most_pairs, temperature=temperature,
         verify=verify, verifier=verifier, templates=templates, split=split, limit=limit, seed=seed, engine=engine,
         url=url, tokenizer=tokenizer, key_env=key_env, accept_license=tuple(accept_license or ()),
     )  # fmt: skip
+    if config.verify and not verify:
+        raise UsageError("--no-verify leaves nothing to set", fix="leave out --no-verify, or --set verify")
     with Progress() as progress:
         facts = summary(augment_data(source, out, config, notify=say, progress=progress))
     if as_json:

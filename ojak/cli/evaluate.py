@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ojak.cli.terminal import one_line, say, write, write_json, write_table
+from ojak.cli.window import Sweep, run_sweep
 from ojak.cli.words import AcceptLicense, Json, place
 
 Figure = tuple[str, object]
@@ -34,6 +35,24 @@ Probe = Annotated[
     Path | None,
     typer.Option(parser=place, metavar="FACTS", help="Facts to be known by heart (docs/evaluate.md)."),
 ]
+WindowSweep = Annotated[
+    bool,
+    typer.Option(
+        "--window-sweep", help="Perplexity, memory and speed by what local layers see (docs/window.md)."
+    ),
+]
+Windows = Annotated[
+    str | None, typer.Option(metavar="N[,N]", help="Of --window-sweep: tokens that local layers see.")
+]
+Contexts = Annotated[
+    str | None, typer.Option(metavar="N[,N]", help="Of --window-sweep: tokens read as one text.")
+]
+SweepTokens = Annotated[
+    int | None, typer.Option("--tokens", min=1, help="Of --window-sweep: tokens that are predicted.")
+]
+Softcaps = Annotated[
+    bool, typer.Option("--softcaps", help="Of --window-sweep: also with the model's soft caps left out.")
+]
 
 
 def measured(text: str) -> str:
@@ -45,19 +64,22 @@ def measured(text: str) -> str:
     return text
 
 
+Measure = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=measured,
+        metavar="likelihood|answers|instructions",
+        help="What to measure. Repeatable; by default likelihood, without --data instructions.",
+    ),
+]
+
+
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="DIR|NAME", help="The model: a known name, a file or a folder.")],
     data: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="Rows of any format, or an artifact.")
     ] = None,
-    measure: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=measured,
-            metavar="likelihood|answers|instructions",
-            help="What to measure. Repeatable; by default likelihood, without --data instructions.",
-        ),
-    ] = None,
+    measure: Measure = None,
     harness: Harness = None,
     harness_tasks: HarnessTasks = None,
     against: Annotated[
@@ -75,6 +97,11 @@ def evaluate(
     trust_anyway: Annotated[
         bool, typer.Option("--trust-anyway", help="Let a judge grade that did not pass a calibration.")
     ] = False,
+    window_sweep: WindowSweep = False,
+    windows: Windows = None,
+    contexts: Contexts = None,
+    tokens: SweepTokens = None,
+    softcaps: Softcaps = False,
     seed: Annotated[int, typer.Option(help="Draws the built-in instructions and the bootstrap.")] = 0,
     dtype: Annotated[
         Literal["bfloat16", "float32"] | None, typer.Option(help="By default what the hardware multiplies best.")
@@ -90,7 +117,7 @@ def evaluate(
     likelihood: perplexity and bits per byte of the rows. answers: greedy answers to the rows' requests, compared with
     the rows' own. instructions: built-in requests that a rule can check, no judge needed. --probe: facts, each asked
     for by a prompt alone, by the log-probability of its answer and its rank among wrong ones. --harness: the field's
-    own test sets, by its own program.
+    own test sets, by its own program. --window-sweep: long text, with other windows of the local layers.
 
     Example: ojak evaluate smollm2-135m-instruct --data my-data --split test --measure likelihood --measure answers
     """
@@ -99,6 +126,15 @@ def evaluate(
     from ojak.evaluate.config import EvaluateConfig
     from ojak.evaluate.run import evaluate_model
 
+    sweep = Sweep(windows, contexts, tokens, softcaps)
+    if window_sweep:
+        others = [measure, harness, harness_tasks, against, probe, judge, limit, template_of]
+        others += [trust_anyway or None]
+        return run_sweep(
+            sweep, others, out, as_json, model=model, data=data, split=split, seed=seed, dtype=dtype,
+            accept_license=tuple(accept_license or ()),
+        )  # fmt: skip
+    sweep.refuse()
     default = ["likelihood"] if data else [] if harness or probe else ["instructions"]
     tasks = tuple(name.strip() for each in harness or () for name in each.split(",") if name.strip())
     config = made_of(

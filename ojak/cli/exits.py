@@ -19,8 +19,9 @@ from typer.exceptions import TyperException
 from ojak.errors import OjakError, ResourceExhausted, Stopped, UsageError, is_disk_full
 
 VERBS = (
-    "models", "tokenizer", "corpus", "synthesize", "augment", "judge", "curate", "explain", "pairs", "pretrain-mix",
-    "train", "evaluate", "verify", "show", "export-data", "run", "report", "push", "serve", "chat", "export", "doctor",
+    "models", "tokenizer", "corpus", "synthesize", "augment", "judge", "curate", "explain", "pairs", "lift",
+    "pretrain-mix", "distil", "train", "merge", "evaluate", "verify", "show", "export-data", "run", "ablate", "report",
+    "push", "serve", "chat", "export", "doctor",
 )  # fmt: skip
 OUT_OF_MEMORY = (
     "MemoryError",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ojak.cli.terminal import say, write, write_json, write_table
-from ojak.cli.words import AcceptLicense, Json
+from ojak.cli.words import AcceptLicense, Json, place
 
 app = typer.Typer(help="List, fetch and inspect models.", no_args_is_help=True)
 
@@ -58,3 +59,39 @@ def info(
         write_json(found)
     else:
         write_table(info_rows(found))
+
+
+@app.command("shrink")
+def shrink(
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="The model to take layers out of.")],
+    out: Annotated[Path, typer.Option(parser=place, metavar="DIR", help="A new folder for the small model.")],
+    layers: Annotated[int | None, typer.Option(min=1, help="How many layers stay.")] = None,
+    intermediate: Annotated[
+        int | None, typer.Option(min=1, help="How many neurons of each layer's feed-forward stay.")
+    ] = None,
+    accept_license: AcceptLicense = None,
+    as_json: Json = False,
+) -> None:
+    """Make a smaller model of a model's own layers, a student to be distilled from it (docs/distil.md).
+
+    The layers that stay are spread evenly, the first and the last among them.
+
+    Example: ojak models shrink smollm2-135m-instruct --layers 15 --out student
+    """
+    from ojak.errors import UsageError
+    from ojak.model.shrink import shrink_model
+
+    if layers is None and intermediate is None:
+        raise UsageError("nothing is to be made smaller", fix="give --layers, --intermediate or both")
+    made = shrink_model(
+        name, out, layers=layers, intermediate=intermediate, accept_license=tuple(accept_license or ()), notify=say
+    )  # fmt: skip
+    if as_json:
+        write_json(made.to_dict())
+    else:
+        say(f"{made.parameters:,} of {made.parameters_before:,} parameters, layers {_listed(made.layers)}")
+        write(made.out)
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))

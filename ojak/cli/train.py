@@ -150,6 +150,102 @@ def finetune(
     )  # fmt: skip
 
 
+@app.command("distil", cls=SeveralData)
+def distil(
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|DIR|CACHE", help="Who is learnt from: a model, or what `ojak distil cache` made."
+        ),
+    ],
+    student: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|DIR|CONFIG", help="Who learns: a model, or a config.json without weights."
+        ),
+    ],
+    data: Data,
+    out: Out,
+    loss: Annotated[
+        Literal["forward-kl", "reverse-kl", "jsd", "minillm", "dpkd"],
+        typer.Option(help="How far the student is from the teacher (docs/distil.md)."),
+    ] = "forward-kl",
+    max_tokens: MaxTokens = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch: Batch = None,
+    max_len: MaxLen = None,
+    style: Style = None,
+    val_data: ValData = None,
+    seed: Seed = None,
+    lora: Lora = False,
+    resume: Resume = None,
+    accept_license: AcceptLicense = None,
+    dry_run: DryRun = False,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Train a student on what a teacher predicts at the same tokens.
+
+    Prints the folder, or with --json what came out. Stopped, the same command goes on from the last checkpoint.
+
+    Example: ojak train distil --teacher smollm2-135m-instruct --student small --data my-data --out my-model
+    """
+    _train(
+        "distil", sets, dry_run, as_json, model=student, data=tuple(data), out=out,
+        distil={"teacher": teacher, "loss": loss}, max_tokens=max_tokens, epochs=epochs,
+        lr=lr, batch=batch, max_len=max_len, style=style, val_data=val_data, seed=seed, lora=lora, resume=resume,
+        accept_license=accept_license,
+    )  # fmt: skip
+
+
+@app.command("reinforce", cls=SeveralData)
+def reinforce(
+    reward: Annotated[
+        str,
+        typer.Option(metavar="rules:SPEC", help="What an answer earns, e.g. rules:words=20-40 + 0.5*stop."),
+    ],
+    model: Model,
+    data: Data,
+    out: Out,
+    samples: Annotated[int | None, typer.Option(min=2, help="Answers to each prompt. Default 4.")] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of an answer. Default 64.")
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option(min=0, help="Weight of the distance to the anchor. Default 0.1.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch: Batch = None,
+    max_len: MaxLen = None,
+    style: Style = None,
+    val_data: ValData = None,
+    seed: Seed = None,
+    lora: Lora = False,
+    resume: Resume = None,
+    accept_license: AcceptLicense = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Train on answers that the model draws itself, rewarded by rules (docs/reinforce.md).
+
+    Of the data the prompts are read: what stands before the first answer. Prints the folder, or with --json what came
+    out. Stopped, the same command goes on from the last checkpoint.
+
+    Example: ojak train reinforce --reward rules:words=-30 --model smollm2-135m-instruct --data my-data --out my-model
+    """
+    settings = {"reward": reward, "samples": samples, "answer_tokens": answer_tokens, "beta": beta}
+    _train(
+        "reinforce", sets, False, as_json, model=model, data=tuple(data), out=out,
+        reinforce={name: value for name, value in settings.items() if value is not None},
+        max_tokens=max_tokens, epochs=epochs,
+        lr=lr, batch=batch, max_len=max_len, style=style, val_data=val_data, seed=seed, lora=lora, resume=resume,
+        accept_license=accept_license,
+    )  # fmt: skip
+
+
 @app.command("synthesizer", cls=SeveralData)
 def synthesizer(
     model: Model,
@@ -193,6 +289,48 @@ def synthesizer(
             max_tokens=max_tokens, epochs=epochs, lr=lr, batch=batch, max_len=max_len, seed=seed, lora=lora,
             resume=resume, accept_license=accept_license,
         )  # fmt: skip
+
+
+@app.command("prefer", cls=SeveralData)
+def prefer(
+    model: Model,
+    data: Data,
+    out: Out,
+    loss: Annotated[
+        Literal["dpo", "ipo", "simpo", "rpo"],
+        typer.Option(help="How pairs are learnt from (docs/prefer.md)."),
+    ] = "dpo",
+    beta: Annotated[
+        float | None, typer.Option(help="How far to go from the model as it was: the higher, the less far.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch: Batch = None,
+    max_len: MaxLen = None,
+    style: Style = None,
+    val_data: ValData = None,
+    seed: Seed = None,
+    lora: Lora = False,
+    resume: Resume = None,
+    accept_license: AcceptLicense = None,
+    dry_run: DryRun = False,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Train on preferences: of two answers to a prompt, the better one is to become the likelier.
+
+    Rows are those of `ojak pairs`, or any with a prompt, a chosen and a rejected answer. `--batch` counts pairs. Prints
+    the folder, or with --json what came out. Stopped, the same command goes on from the last checkpoint.
+
+    Example: ojak train prefer --loss dpo --model smollm2-135m-instruct --data my-pairs --lora --out my-model
+    """
+    settings = {"loss": loss} | ({} if beta is None else {"beta": beta})
+    _train(
+        "prefer", sets, dry_run, as_json, model=model, data=tuple(data), out=out, max_tokens=max_tokens,
+        epochs=epochs, lr=lr, batch=batch, max_len=max_len, style=style, val_data=val_data, seed=seed, lora=lora,
+        resume=resume, accept_license=accept_license, prefer=settings,
+    )  # fmt: skip
 
 
 @app.command("preview", cls=SeveralData)

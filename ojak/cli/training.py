@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ojak.cli.exits import stopped_by
 from ojak.cli.progress import DRAW_EVERY_S, LINE_EVERY_S, clock
@@ -15,10 +15,12 @@ from ojak.errors import ResourceExhausted, Stopped, UsageError
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from ojak._settings import Settings
     from ojak.train.config import TrainConfig
     from ojak.train.plan import Plan
     from ojak.train.preview import Preview
 
+AnySettings = TypeVar("AnySettings", bound="Settings")
 LEARNT, READ = "learnt", "read"
 
 
@@ -27,19 +29,28 @@ def train_config(verb: str, sets: Sequence[str], **flags: Any) -> TrainConfig:
 
     Raises UsageError that names the flag or the setting.
     """
-    from ojak._settings import problems
     from ojak.train.config import TrainConfig
+
+    return config_of(TrainConfig, sets, f"see `ojak train {verb} --help` and docs/train.md", **flags)
+
+
+def config_of(settings: type[AnySettings], sets: Sequence[str], fix: str, **flags: Any) -> AnySettings:
+    """The settings that flags (those that are not None) and then each `--set a.b=value` give.
+
+    Raises UsageError that names the flag or the setting, and says `fix`.
+    """
+    from ojak._settings import problems
 
     given = {name: value for name, value in flags.items() if value is not None}
     values, changed = dict(given), set[str]()
     for text in sets:
-        changed.add(_put(values, text))
-    wrong = list(problems(TrainConfig, values))
+        changed.add(put(values, text))
+    wrong = list(problems(settings, values))
     if wrong:
         flags_alone = given.keys() - changed
         lines = [_said(item, fields, flags_alone) for item, fields in wrong]
-        raise UsageError("\n".join(lines), fix=f"see `ojak train {verb} --help` and docs/train.md")
-    return TrainConfig(**values)
+        raise UsageError("\n".join(lines), fix=fix)
+    return settings(**values)
 
 
 def _said(item: Any, fields: Sequence[str], flags: Collection[str]) -> str:
@@ -49,7 +60,7 @@ def _said(item: Any, fields: Sequence[str], flags: Collection[str]) -> str:
     return explain(item, f"--{name.replace('_', '-')}" if name in flags else f"--set {name}", fields)
 
 
-def _put(values: dict[str, Any], text: str) -> str:
+def put(values: dict[str, Any], text: str) -> str:
     """Put `a.b=value` into nested settings; gives the name at the top."""
     from ojak._recipe_yaml import value_of
 
@@ -186,6 +197,10 @@ def line(figures: Mapping[str, Any]) -> str:
     forms = {
         "loss": "loss {:.3f}",
         "val_loss": "held-out loss {:.3f}",
+        "reward": "reward {:.3f}",
+        "kl": "KL {:.3f}",
+        "answer_tokens": "answers of {:.0f} tokens",
+        "stopped": "stopped {:.0%}",
         "lr": "lr {:.1e}",
         "tokens_per_s": "{:,.0f} tok/s",
         "supervised_share": "learnt {:.0%}",
@@ -195,7 +210,7 @@ def line(figures: Mapping[str, Any]) -> str:
         if isinstance(figures.get(name), (int, float)):
             shown.append(form.format(figures[name]))
     for name, value in figures.items():
-        if name.startswith("probe_") and isinstance(value, (int, float)):
+        if name.startswith(("probe_", "val_loss_")) and isinstance(value, (int, float)):
             shown.append(f"{name.removeprefix('probe_').replace('_', ' ')} {value:.3f}")
     if "eta_s" in figures:
         shown.append(f"ETA {clock(figures['eta_s'])}")

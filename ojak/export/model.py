@@ -13,6 +13,7 @@ from ojak.export.model_card import card
 from ojak.export.ollama import modelfile
 from ojak.export.stops import Stops, stops_of
 from ojak.model import checkpoint
+from ojak.model.config import OWN
 from ojak.model.gguf_write import WeightType, write_gguf
 from ojak.model.load import Model, from_source, read_source
 from ojak.model.source import Source
@@ -59,6 +60,8 @@ def export_model(
     source = read_source(name_or_path, accept_license=accept_license, notify=notify)
     chosen = kind or (_stored(source) if fmt == "hf" else "f16")
     model = from_source(source, DTYPES[chosen] if fmt == "hf" else "float32", "cpu")
+    if model.config.model_type == OWN:
+        _refuse_own(model)
     stops = stops_of(model)
     model = replace(model, stop_ids=tuple(dict.fromkeys((*model.stop_ids, *stops.ids))))
     write = {"hf": _write_hf, "gguf": _write_gguf, "ollama": _write_ollama}[fmt]
@@ -127,3 +130,12 @@ def _refuse_base(model: Model) -> NoReturn:
         f"{model.name} cannot be a model of Ollama", why="it has no chat template: it continues text, and has no turns",
         fix="use --format gguf, or finetune it first",
     )  # fmt: skip
+
+
+def _refuse_own(model: Model) -> NoReturn:
+    raise InputRefused(
+        f"{model.name} is a model that only ojak can run",
+        why="no family that other programs know has its norms, windows and caps together: they would compute something"
+        " else with its weights",
+        fix="use its folder with ojak (evaluate, chat, serve), or train a model of a known family",
+    )

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from ojak.errors import InputRefused
+from ojak.errors import InputRefused, UsageError
 from ojak.judge.facts import Fact, Pair, by_kind, figures, read_facts, recall
 from ojak.model.score import score_greedy
 
@@ -88,6 +88,6 @@ def test_wrong_facts_are_refused_with_their_line(tmp_path: Path, row: Any, why: 
 
 
 def test_no_facts_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent", file(tmp_path / "empty.jsonl")):
-        with pytest.raises(InputRefused):
+    for path, error in ((tmp_path / "absent", UsageError), (file(tmp_path / "empty.jsonl"), InputRefused)):
+        with pytest.raises(error):
             read_facts(path)
