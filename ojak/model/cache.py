@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ojak.model.attention import CausalAttention, softcap
-from ojak.model.decoder import DecoderConfig
+from ojak.model.decoder import Decoder, DecoderConfig
 
 LENGTH_STEP = 32  # attended lengths are rounded up to a multiple of this
 PREFILL_TOKENS = 256  # tokens in one prefill tile, at most
@@ -339,3 +339,14 @@ class PrefixAttend:
     def __call__(self, layer: int, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
         self.cache.add_prefix(layer, k_BTKE[0].transpose(0, 1), v_BTKE[0].transpose(0, 1))
         return self.causal(layer, q_BTHE, k_BTKE, v_BTKE)
+
+
+def feed_tile(decoder: Decoder, cache: SlotCache, pieces: list[Piece]) -> Tensor:
+    """Takes the tokens of the pieces into the cache in one tile; their last hidden states, (tokens, D), in order."""
+    ids = [token for piece in pieces for token in piece.ids]
+    starts = [piece.start + piece.span[1] - piece.span[0] for piece in pieces]
+    positions = [at + i for at, piece in zip(starts, pieces, strict=True) for i in range(len(piece.ids))]
+    pad = [0] * (-len(ids) % TILE_STEP)
+    device = decoder.model.embed_tokens.weight.device
+    ids_BT, positions_BT = (torch.tensor([each + pad], device=device) for each in (ids, positions))
+    return decoder.hidden(ids_BT, positions_BT, PrefillAttend(cache, pieces))[0, : len(ids)]

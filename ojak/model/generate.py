@@ -28,12 +28,11 @@ from torch import Tensor
 from ojak.errors import InputRefused, OjakError
 from ojak.model.cache import (
     PREFILL_TOKENS,
-    TILE_STEP,
     CacheShape,
     DecodeAttend,
     Piece,
-    PrefillAttend,
     SlotCache,
+    feed_tile,
 )
 from ojak.model.decoder import Decoder
 from ojak.model.invariance import Invariance, check_invariance
@@ -358,14 +357,8 @@ class Lane:
         return pieces
 
     def _feed(self, pieces: list[Piece]) -> None:
-        ids = [token for piece in pieces for token in piece.ids]
-        starts = [piece.start + piece.span[1] - piece.span[0] for piece in pieces]
-        positions = [at + i for at, piece in zip(starts, pieces, strict=True) for i in range(len(piece.ids))]
-        pad = [0] * (-len(ids) % TILE_STEP)
         self.cache.fit(self._longest())
-        attend = PrefillAttend(self.cache, pieces)
-        ids_BT = torch.tensor([ids + pad], device=self.device)
-        self.decoder.hidden(ids_BT, torch.tensor([positions + pad], device=self.device), attend)
+        feed_tile(self.decoder, self.cache, pieces)
 
     # -- step -------------------------------------------------------------------------------------------------------
 

@@ -16,14 +16,13 @@ from torch import Tensor
 from ojak.model.attention import softcap
 from ojak.model.cache import (
     PREFILL_TOKENS,
-    TILE_STEP,
     CacheShape,
     DecodeAttend,
     Piece,
-    PrefillAttend,
     SlotCache,
+    feed_tile,
 )
-from ojak.model.decoder import Attend, Decoder, DecoderConfig
+from ojak.model.decoder import Decoder, DecoderConfig
 from ojak.model.fuse import ready
 from ojak.model.memory import forget_peak, held_bytes, peak_bytes
 from ojak.model.sampling import token_logprobs
@@ -120,20 +119,14 @@ class _Reader:
     def _tile(self, ids: Sequence[int], begin: int) -> Tensor:
         """The last hidden states of tokens from place `begin` on."""
         self.cache.fit(begin + len(ids))
-        attend = PrefillAttend(self.cache, [Piece(tuple(ids), 0, begin, ALONE)])
-        pad = -len(ids) % TILE_STEP
-        x_ND = self._hidden([*ids, *[0] * pad], [*range(begin, begin + len(ids)), *[0] * pad], attend)
-        return x_ND[: len(ids)]
+        return feed_tile(self.decoder, self.cache, [Piece(tuple(ids), 0, begin, ALONE)])
 
     def _step(self, token: int, place: int) -> Tensor:
         """The last hidden state of a token that is fed alone."""
         self.cache.fit(place + 1)
         own_N, spans_N2 = torch.tensor([place], device=self.device), torch.tensor([ALONE], device=self.device)
-        return self._hidden([token], [place], DecodeAttend(self.cache, own_N, spans_N2))
-
-    def _hidden(self, ids: Sequence[int], positions: Sequence[int], attend: Attend) -> Tensor:
-        ids_BT, positions_BT = (torch.tensor([each], device=self.device) for each in (ids, positions))
-        return self.decoder.hidden(ids_BT, positions_BT, attend)[0]
+        ids_BT = torch.tensor([[token]], device=self.device)
+        return self.decoder.hidden(ids_BT, own_N[None], DecodeAttend(self.cache, own_N, spans_N2))[0]
 
     def _logits(self, x_ND: Tensor) -> Tensor:
         return softcap(self.decoder.lm_head(x_ND), self.config.final_logit_softcapping)

@@ -25,7 +25,7 @@ from ojak.artifact import Artifact, Input, publish
 from ojak.errors import InputRefused, UsageError, VerificationFailed
 from ojak.train.config import BLOCKS, TrainConfig
 from ojak.train.finished import check_same, check_sizes, read_manifest
-from ojak.train.sources import contents_sha256, parse_source
+from ojak.train.sources import parse_source, sha256_by_source
 
 ARM = re.compile(r"(?!(?:base|data|rejected)\Z)[a-z0-9][a-z0-9_.-]{0,39}")
 ONLY = "tuned"  # the name of an arm that nobody named
@@ -92,7 +92,7 @@ class ArmsConfig(TrainConfig):
     @property
     def data_sha256(self) -> dict[str, str | None]:
         """A hash of what each source that is a path holds, so that a changed file is a changed setting."""
-        return {path: found[0] if (found := contents_sha256([path])) else None for path in self.paths}
+        return sha256_by_source(self.paths)
 
 
 def _made(config: ArmsConfig, arm: str, more: Mapping[str, Any]) -> TrainConfig:

@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ojak.model.attention import DocumentAttention, take_rows
+
 if TYPE_CHECKING:
+    from ojak.model.decoder import Decoder
     from ojak.train.batches import Batch
 
 IGNORED = -100
@@ -50,8 +53,7 @@ def documents(batch: Batch, *, share: bool) -> Documents:
     ids, positions = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for row, place in zip(rows, places, strict=True):
         ids[place], positions[place] = row, np.arange(len(row))
-    parts = _split(batch, batch.targets_BT)
-    targets = torch.cat(parts)
+    targets = torch.cat(_split(batch, batch.targets_BT))
     learnt = targets != IGNORED
     tensors = tuple(torch.from_numpy(place) for place in places)
     return Documents(
@@ -60,8 +62,22 @@ def documents(batch: Batch, *, share: bool) -> Documents:
         tensors,
         torch.cat(tensors)[learnt],
         targets[learnt],
-        tuple(int((part != IGNORED).sum()) for part in parts),
+        learnt_tokens(batch),
     )
+
+
+def learnt_tokens(batch: Batch) -> tuple[int, ...]:
+    """How many tokens of each document of a batch are learnt, in the documents' order."""
+    return tuple(int((part != IGNORED).sum()) for part in _split(batch, batch.targets_BT))
+
+
+def document_states(decoder: Decoder, batch: Batch, *, share: bool) -> tuple[Tensor, Tensor, Documents]:
+    """(hidden_SD, targets_S, the documents): from which last state which token is told, on the decoder's device."""
+    device, found = decoder.model.embed_tokens.weight.device, documents(batch, share=share)
+    attend = DocumentAttention(decoder.config, found.places, device=device)
+    hidden_1ND = decoder.hidden(found.ids_1N.to(device), found.positions_1N.to(device), attend)
+    hidden_SD = take_rows(hidden_1ND[0], found.sources_S.to(device), repeats=share)
+    return hidden_SD, found.targets_S.to(device), found
 
 
 def _split(batch: Batch, x_BT: Tensor) -> list[Tensor]:

@@ -16,12 +16,11 @@ from ojak.errors import Diverged, UsageError
 from ojak.model.cache import (
     LEAST_COLUMNS,
     PREFILL_TOKENS,
-    TILE_STEP,
     CacheShape,
     DecodeAttend,
     Piece,
-    PrefillAttend,
     SlotCache,
+    feed_tile,
 )
 from ojak.model.decoder import Decoder
 from ojak.model.request import Request
@@ -136,17 +135,10 @@ class _Reader:
                 pieces.append(Piece(tuple(prompt[at : at + taken]), slot, at, (0, 0)))
                 at, room = at + taken, room - taken
                 if not room:
-                    self._feed(pieces)
+                    feed_tile(self.decoder, self.cache, pieces)
                     pieces, room = [], PREFILL_TOKENS
         if pieces:
-            self._feed(pieces)
-
-    def _feed(self, pieces: list[Piece]) -> None:
-        ids = [token for piece in pieces for token in piece.ids]
-        positions = [piece.start + i for piece in pieces for i in range(len(piece.ids))]
-        pad = [0] * (-len(ids) % TILE_STEP)
-        fed, at = (torch.tensor([x + pad], device=self.device) for x in (ids, positions))
-        self.decoder.hidden(fed, at, PrefillAttend(self.cache, pieces))
+            feed_tile(self.decoder, self.cache, pieces)
 
     def step(self, ids: list[int], own: list[int]) -> Tensor:
         """Feeds one token to each of the first slots, token `own` of its row; logits (N, V) of the next ones."""

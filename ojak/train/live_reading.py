@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ojak.train.batches import IGNORED
 from ojak.train.distil_loss import DenseTeacher, check_teacher
+from ojak.train.documents import learnt_tokens
 from ojak.train.loss import token_log_probs
 from ojak.train.objectives import Loss, NextToken
 
@@ -67,9 +67,7 @@ def read(own: NextToken, decoder: Decoder, teacher: Decoder, batch: Batch) -> Re
 
 def learnt_counts(batch: Batch) -> list[int]:
     """Learnt tokens of each row that has any: one number for each of `live.prompts_of`."""
-    targets = batch.targets_BT
-    parts = targets[0].split(batch.lengths) if batch.packed else targets.unbind()
-    return [count for part in parts if (count := int((part != IGNORED).sum()))]
+    return [count for count in learnt_tokens(batch) if count]
 
 
 def mixed(

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ojak.model.attention import DocumentAttention, take_rows
-from ojak.train.documents import documents
+from ojak.train.documents import document_states
 from ojak.train.loss import _added, _finished, _rows, most_bytes, of_targets
 
 if TYPE_CHECKING:
@@ -38,19 +37,17 @@ class AnswerLogProbs:
 
 def answer_log_probs(decoder: Decoder, batch: Batch, *, share: bool = True) -> AnswerLogProbs:
     """The log-probability of the answer in each document, with its gradient; `share` as in `documents`."""
-    device, found = decoder.model.embed_tokens.weight.device, documents(batch, share=share)
-    attend = DocumentAttention(decoder.config, found.places, device=device)
-    hidden_1ND = decoder.hidden(found.ids_1N.to(device), found.positions_1N.to(device), attend)
+    hidden_SD, targets_S, found = document_states(decoder, batch, share=share)
     log_probs_S = chunked_log_probs(
-        take_rows(hidden_1ND[0], found.sources_S.to(device), repeats=share),
+        hidden_SD,
         decoder.get_parameter("lm_head.weight"),
-        found.targets_S.to(device),
+        targets_S,
         softcap=decoder.config.final_logit_softcapping,
     )
     # One sum an answer, in one order whatever stands beside it: as many processes and micro-batches as one likes.
     sums_A = torch.stack([each.sum() for each in log_probs_S.double().split(list(found.learnt))])
     return AnswerLogProbs(
-        sums_A, torch.tensor(found.learnt, dtype=torch.float64, device=device), found.tokens
+        sums_A, torch.tensor(found.learnt, dtype=torch.float64, device=hidden_SD.device), found.tokens
     )
 
 

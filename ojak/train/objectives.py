@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
-from ojak.model.attention import DocumentAttention, take_rows
-from ojak.train.documents import documents
+from ojak.train.documents import document_states
 from ojak.train.loss import chunked_cross_entropy
 
 if TYPE_CHECKING:
@@ -80,16 +79,9 @@ class NextToken:
     def states(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, int]:
         """(hidden_SD, targets_S, tokens multiplied): from which state which token is to be told, in the rows' order."""
         if batch.packed or not self.padded:
-            return self._of_documents(decoder, batch)
+            hidden_SD, targets_S, found = document_states(decoder, batch, share=self.share)
+            return hidden_SD, targets_S, found.tokens
         return self._of_rectangle(decoder, batch)
-
-    def _of_documents(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        device = decoder.model.embed_tokens.weight.device
-        found = documents(batch, share=self.share)
-        attend = DocumentAttention(decoder.config, found.places, device=device)
-        hidden_1ND = decoder.hidden(found.ids_1N.to(device), found.positions_1N.to(device), attend)
-        hidden_SD = take_rows(hidden_1ND[0], found.sources_S.to(device), repeats=self.share)
-        return hidden_SD, found.targets_S.to(device), found.tokens
 
     def _of_rectangle(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, int]:
         device = decoder.model.embed_tokens.weight.device

@@ -117,6 +117,11 @@ def contents_sha256(data: Sequence[str]) -> list[str] | None:
         return None
 
 
+def sha256_by_source(data: Sequence[str]) -> dict[str, str | None]:
+    """The same of each of `data` by itself, so that one that is not there takes no other's hash away."""
+    return {text: found[0] if (found := contents_sha256([text])) else None for text in data}
+
+
 def read_source(source: DataSource, split: str | None, warn: Warn) -> Iterator[AnyRecord | LongText]:
     """The records of a source in order; a plain text is one document. Raises what `formats.load` does.
 

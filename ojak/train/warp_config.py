@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, computed_field, field_validator, model_validator
 
 from ojak.train.config import Dtype, ObjectiveName, TrainConfig
-from ojak.train.sources import contents_sha256
+from ojak.train.sources import sha256_by_source
 
 GRID = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)
 
@@ -58,8 +58,7 @@ class WarpConfig(TrainConfig):
     @property
     def data_sha256(self) -> dict[str, str | None]:
         """A hash of what each source that is a path holds, so that a changed file is a changed setting."""
-        paths = [text for text in self.sources if text and not text.startswith("@")]
-        return {path: found[0] if (found := contents_sha256([path])) else None for path in paths}
+        return sha256_by_source([text for text in self.sources if text and not text.startswith("@")])
 
     def run_config(self, model: str, place: str, seed: int) -> TrainConfig:
         """The settings of one run, from the weights `model`, in the folder `place` of `out`."""
