@@ -1,7 +1,8 @@
 """A small model out of a large one: some of its layers, and of each layer's feed-forward the neurons that weigh most.
 
 What is left has lost much and still knows more than random weights: a student to be distilled from the model that it
-was (arXiv 1910.01108, section 3: every second layer; arXiv 2407.14679: width by importance).
+was (arXiv 1910.01108, section 3: every second layer; arXiv 2407.14679: width by importance). Which layers can best be
+spared is measured by `ojak.evaluate.depth`.
 """
 
 from __future__ import annotations
@@ -46,14 +47,15 @@ def shrink_model(
     name_or_path: str,
     out: Path | str,
     *,
-    layers: int | None = None,
+    layers: int | Sequence[int] | None = None,
     intermediate: int | None = None,
     accept_license: Collection[str] = (),
     notify: Callable[[str], None] | None = None,
 ) -> Shrunk:
     """Writes a model of `layers` of a model's layers to the folder `out`, a Hugging Face folder.
 
-    The layers that stay are spread evenly, the first and the last among them; each keeps its kind (local or global).
+    layers: how many stay, spread evenly, the first and the last among them, or which do, from 0, rising; each keeps its
+    kind (local or global).
     intermediate: the width of the feed-forward that stays: of each layer the neurons with the largest product of the
     norms of their three weight vectors. Embeddings, norms, tokenizer and chat template are the model's.
 
@@ -61,7 +63,12 @@ def shrink_model(
     """
     source = read_source(name_or_path, accept_license=accept_license, notify=notify)
     whole = config_from_hf(source.config)
-    kept = spread(whole.num_hidden_layers, whole.num_hidden_layers if layers is None else layers)
+    count = whole.num_hidden_layers
+    kept = (
+        spread(count, count if layers is None else layers)
+        if not isinstance(layers, Sequence)
+        else tuple(layers)
+    )
     inner = whole.intermediate_size if intermediate is None else intermediate
     if not inner >= 1:
         raise UsageError(f"a feed-forward of {inner} neurons", fix="give --intermediate 1 or more")
@@ -70,14 +77,31 @@ def shrink_model(
             f"a feed-forward of {inner} is wider than the model's {whole.intermediate_size}",
             fix="give a smaller --intermediate",
         )
-    config = replace(
-        whole, num_hidden_layers=len(kept), layer_types=tuple(whole.layer_types[i] for i in kept),
-        intermediate_size=inner,
-    )  # fmt: skip
+    config = replace(config_with(whole, kept), intermediate_size=inner)
     tensors = _narrowed(_kept(_weights(source, whole), kept), inner, whole.intermediate_size)
     stops = {"eos_token_id": list(source.stop_ids), "bos_token_id": source.tokenizer.bos_id}
     path = checkpoint.save(out, config_to_hf(config), tensors, source.tokenizer, source.chat_template, stops)
     return Shrunk(str(path), kept, inner, _parameters(config), _parameters(whole))
+
+
+def config_with(whole: DecoderConfig, kept: Sequence[int]) -> DecoderConfig:
+    """The configuration of a model's layers `kept`, from 0. Raises UsageError where they do not rise or are not its."""
+    if not kept or list(kept) != sorted({*kept} & {*range(whole.num_hidden_layers)}):
+        raise UsageError(
+            f"the layers {list(kept)[:100]} of a model that has {whole.num_hidden_layers}",
+            fix=f"name each once, rising, from 0 to {whole.num_hidden_layers - 1}",
+        )
+    types = tuple(whole.layer_types[i] for i in kept)
+    return replace(whole, num_hidden_layers=len(kept), layer_types=types)
+
+
+def decoder_with(whole: Decoder, kept: Sequence[int]) -> Decoder:
+    """A decoder of some layers of another one, whose weights it shares. Raises as `config_with` does."""
+    with torch.device("meta"):
+        small = Decoder(config_with(whole.config, kept))
+    weights = dict(_kept(iter(whole.state_dict().items()), kept))
+    small.load_state_dict(weights, assign=True)
+    return small.eval().requires_grad_(False)
 
 
 def spread(count: int, wanted: int) -> tuple[int, ...]:

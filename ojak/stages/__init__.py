@@ -194,12 +194,20 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="shrink",
         what="make a small model of some of a model's layers",
-        uses=("pull",),
+        uses=("pull", *training.ROWS),
         writes="a model",
         settings=lambda: distilling.ShrinkSettings,
         run=distilling.shrink,
-        code=("model/shrink.py", "model/checkpoint.py", "model/config.py"),
+        code=(
+            "model/shrink.py",
+            "model/checkpoint.py",
+            "model/config.py",
+            "evaluate/depth.py",
+            "evaluate/likelihood.py",
+        ),
         inherits={"model": ("pull", "model")},
+        picks=distilling.picks_of_shrink,
+        files=distilling.files_of_shrink,
         sound=distilling.sound_shrink,
     ),
     Stage(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ojak._settings import Settings
 from ojak.stages.base import Job, Outcome
@@ -16,11 +16,20 @@ MODEL = "model"  # the folder of the small model within the stage's result
 
 
 class ShrinkSettings(Settings):
-    """model: what to take layers out of. layers, intermediate: how many stay, and how wide (none: as they are)."""
+    """model: what to take layers out of. layers, intermediate: how many stay, and how wide (none: as they are). data:
+    rows that tell which layers stay, a path or `@STAGE[:SPLIT]` (none: evenly spread ones).
+    """
 
     model: str = Field(min_length=1)
     layers: int | None = Field(default=None, ge=1)
     intermediate: int | None = Field(default=None, ge=1)
+    data: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _of_layers(self) -> Self:
+        if self.data is not None and self.layers is None:
+            raise ValueError("data tells which layers stay: give layers, how many")
+        return self
 
 
 def cache_settings() -> type[Settings]:
@@ -35,6 +44,20 @@ def picks_of_teacher(settings: Settings, before: Sequence[str]) -> list[str]:
 
     named = {stage_of(source, before) for source in _sources(settings)}
     return [name for name in before if name in {"pull", *named}]
+
+
+def picks_of_shrink(settings: Settings, before: Sequence[str]) -> list[str]:
+    """The stage that fetched the model, and the one whose rows tell which layers stay."""
+    from ojak.stages.training import stage_of
+
+    assert isinstance(settings, ShrinkSettings)
+    named = stage_of(settings.data, before) if settings.data else None
+    return [name for name in before if name in {"pull", named}]
+
+
+def files_of_shrink(settings: Settings) -> Mapping[str, str | None]:
+    assert isinstance(settings, ShrinkSettings)
+    return hashed(settings.data)
 
 
 def files_of_teacher(settings: Settings) -> Mapping[str, str | None]:
@@ -60,12 +83,27 @@ def shrink(job: Job) -> Outcome:
     if not (job.out / "manifest.json").exists():
         remove(job.out / MODEL)  # of a run that was killed
     made = shrink_model(
-        config.model, job.out / MODEL, layers=config.layers, intermediate=config.intermediate,
+        config.model, job.out / MODEL, layers=_layers(job, config), intermediate=config.intermediate,
         accept_license=job.accept_license, notify=job.notify,
     )  # fmt: skip
     stats: dict[str, Any] = {**made.to_dict(), "out": MODEL}
     publish(job.out, kind="shrink", records=[], config=config.model_dump(mode="json"), stats=stats)
     return Outcome({**stats, "out": made.out})
+
+
+def _layers(job: Job, config: ShrinkSettings) -> int | tuple[int, ...] | None:
+    """How many layers stay, or which."""
+    from ojak.evaluate.depth import least_missed
+    from ojak.stages.training import NAMED, stage_of
+
+    if config.data is None or config.layers is None:
+        return config.layers
+    stage, found = stage_of(config.data, list(job.inputs)), NAMED.fullmatch(config.data)
+    return least_missed(
+        config.model, config.layers, job.inputs[stage] if stage else Path(config.data),
+        found["split"] if stage and found else None,
+        accept_license=job.accept_license, notify=job.notify,
+    )  # fmt: skip
 
 
 def teacher(job: Job) -> Outcome:

@@ -322,6 +322,20 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
     code, said = ojak("models", "shrink", teacher, "--layers", 1, "--out", tmp_path / "one", "--json")
     assert (code, json.loads(said)["layers"]) == (0, [0])
     assert ojak("models", "shrink", teacher, "--out", tmp_path / "two")[0] == 2
+    (tmp_path / "texts.jsonl").write_text('{"text": "the cat sat on the mat"}\n', "utf-8")
+    by_data = (
+        "models",
+        "shrink",
+        teacher,
+        "--data",
+        tmp_path / "texts.jsonl",
+        "--out",
+        tmp_path / "two",
+        "--json",
+    )
+    assert ojak(*by_data)[0] == ojak(*by_data, "--layers", 9)[0] == 2 and not (tmp_path / "two").exists()
+    code, said = ojak(*by_data, "--layers", 1)
+    assert code == 0 and json.loads(said)["layers"] in ([0], [1])
     same = ("--style", "alpaca", "--max-len", 400, "--top-k", 8, "--set", "compute=float32")
     cache = ("distil", "cache", "--teacher", teacher, "--data", rows, "--out", folder / "short")
     code, said = ojak(*cache, *same, "--json")
@@ -362,6 +376,7 @@ def test_the_recipe_s_smoke_scale_runs(made: Path, tmp_path: Path, monkeypatch: 
     assert [item.stage.name for item in loaded.chosen][-4:] == ["teacher", "train", "evaluate", "report"]
     reads = {item.stage.name: item.reads for item in loaded.chosen}
     assert reads["train"] == ("pull", "rows", "shrink", "teacher") and reads["teacher"] == ("pull", "rows")
+    assert reads["shrink"] == ("pull", "rows")
     done = run_recipe(loaded)
     assert [each.name for each in done] == [item.stage.name for item in loaded.chosen]
     runs = Artifact.open(tmp_path / "run/train").stats["runs"]
@@ -370,3 +385,8 @@ def test_the_recipe_s_smoke_scale_runs(made: Path, tmp_path: Path, monkeypatch: 
     assert Artifact.open(tmp_path / "run/evaluate").stats["differences"].keys() == {"base", "forward-kl"}
     assert (tmp_path / "run/report/index.html").is_file()
     assert not [step for step in recipe_plan(loaded) if step.reasons]
+    kept = Artifact.open(tmp_path / "run/shrink").stats["layers"]
+    assert kept in ([0, 1], [0, 3], [2, 3]), "one run of layers went"
+    other = recipe.load(RECIPE, out=tmp_path / "run", sets=[*sets, "shrink.data=null"])
+    outdated = [step.chosen.stage.name for step in recipe_plan(other) if step.reasons]
+    assert "shrink" in outdated, "other layers are another student"

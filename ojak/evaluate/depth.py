@@ -1,0 +1,90 @@
+"""Which layers a model misses least: the student that is cut out of it then begins far ahead.
+
+One run of neighbouring layers goes (arXiv 2403.17887, section 3; arXiv 2408.11796 chooses it by the loss, as here):
+every place for it is tried on some texts. A residual stream bears one skipped stretch far better than many gaps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ojak.artifact import Artifact
+from ojak.engines.native import NativeEngine
+from ojak.errors import InputRefused, UsageError
+from ojak.evaluate.likelihood import likelihood
+from ojak.model.load import Model, load_model
+from ojak.model.shrink import decoder_with, spread
+from ojak.records import AnyRecord, Conversation, Document
+from ojak.sources import evenly, is_artifact, read_all
+
+ROWS = 32  # read once for each place that is tried
+LONGEST = 2000  # characters of a document; the loss of a long one differs little from that of its beginning
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The layers that stay, from 0, and the loss with them alone: nats a token, over the tokens that are scored."""
+
+    layers: tuple[int, ...]
+    loss: float
+
+
+def cuts(model: Model, layers: int, records: Sequence[AnyRecord]) -> list[Cut]:
+    """Every way to take one run out so that `layers` stay, the one with the least loss first.
+
+    Raises UsageError for more layers than there are, InputRefused where no row can be scored.
+    """
+    count = model.config.num_hidden_layers
+    spread(count, layers)  # refuses sizes that the model has not
+    found: list[Cut] = []
+    for first in range(layers + 1 if layers < count else 1):
+        kept = (*range(first), *range(count - layers + first, count))
+        small = decoder_with(model.decoder, kept)
+        measured = likelihood(NativeEngine(replace(model, config=small.config, decoder=small)), records)
+        if not measured.rows:
+            raise InputRefused(
+                "no row can tell which layers are missed",
+                why=f"left out: {measured.skipped}",
+                fix="give other rows",
+            )
+        found.append(Cut(kept, math.fsum(measured.nats) / sum(measured.tokens)))
+    return sorted(found, key=lambda cut: cut.loss)
+
+
+def least_missed(
+    name_or_path: str,
+    layers: int,
+    data: Path,
+    split: str | None = None,
+    *,
+    accept_license: Collection[str] = (),
+    notify: Callable[[str], None],
+) -> tuple[int, ...]:
+    """Which `layers` of a model's stay where those that its rows miss least go.
+
+    data: rows or texts; of an artifact `split`, else what is for training, else all. Raises what `cuts`, `load_model`
+    and `read_all` do.
+    """
+    if not data.exists():
+        raise UsageError(
+            f"there is nothing at {str(data)!r}", fix="give --data a file, a folder or an artifact"
+        )
+    if split is None and is_artifact(data) and "train" in Artifact.open(data).splits:
+        split = "train"
+    rows = list(read_all(data, split))
+    model = load_model(name_or_path, accept_license=accept_license, notify=notify)
+    rows = [_short(rows[place], model.chat_template is None) for place in evenly(len(rows), ROWS)]
+    best, *others = cuts(model, layers, rows)
+    worst = f"; the worst place for the gap: {others[-1].loss:.2f}" if others else ""
+    notify(f"{best.loss:.2f} nats a token on {len(rows)} rows with what stays{worst}")
+    return best.layers
+
+
+def _short(record: AnyRecord, plain: bool) -> AnyRecord:
+    """A document's beginning; a conversation as it is, or, for a model without a template (`plain`), as such a text."""
+    if plain and isinstance(record, Conversation):
+        record = Document(record.id, "\n\n".join(message["content"] for message in record.messages))
+    return replace(record, text=record.text[:LONGEST]) if isinstance(record, Document) else record
