@@ -80,7 +80,8 @@ def render(artifact: Artifact) -> str:
     if not cells:
         raise InputRefused(f"{artifact.path} holds no figures of a window sweep")
     stats = artifact.stats
-    contexts = list(dict.fromkeys(cell.context for cell in cells))[:MAX_ARMS]
+    drawn = [cell for cell in cells if cell.softcaps] or cells
+    contexts = list(dict.fromkeys(cell.context for cell in drawn))[:MAX_ARMS]
     values = {
         **styled("style.css", "compare.css"),
         "version": str(artifact.manifest.get("ojak_version", ""))[:64],
@@ -90,7 +91,8 @@ def render(artifact: Artifact) -> str:
         },
         "cells": cells,
         "contexts": contexts,
-        "figures": _figures(cells, contexts),
+        "figures": _figures(drawn, contexts),
+        "uncapped": not drawn[0].softcaps,
         "mib": MIB,
         "lineage": [sources.lineage(artifact)],
         "max_files": len(artifact.files),
@@ -130,8 +132,7 @@ def _figures(cells: Sequence[Cell], contexts: Sequence[int]) -> list[WindowFigur
         ("Decoded tokens a second, one text", lambda cell: cell.values["decode_tokens_s"]),
         ("Prompt tokens read a second", lambda cell: cell.values["prefill_tokens_s"]),
     ]
-    capped = [cell for cell in cells if cell.softcaps]
-    return [_figure(what, value, capped, contexts) for what, value in shown]
+    return [_figure(what, value, cells, contexts) for what, value in shown]
 
 
 def _figure(

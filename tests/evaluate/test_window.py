@@ -13,14 +13,14 @@ import tiny
 import torch
 from typer.testing import CliRunner, Result
 
-from ojak.artifact import verify
+from ojak.artifact import publish, verify
 from ojak.cli.app import app
 from ojak.errors import ResumeRefused
 from ojak.evaluate import window as module
 from ojak.evaluate.window import cells_of, pieces_of, sweep_windows
 from ojak.evaluate.window_config import WindowConfig
 from ojak.model.load import load_model
-from ojak.report.window import write_window_page
+from ojak.report.window import NUMBERS, write_window_page
 
 TEXT = "".join(f"The {n}th magpie carries {n * n} twigs to the bridge.\n" for n in range(20))
 FLAGS = ["--contexts", "64,128", "--windows", "16,64,500", "--tokens", "256", "--dtype", "float32"]
@@ -114,6 +114,16 @@ def test_a_page_shows_it_and_a_hostile_manifest_does_not_act(
     hostile = write_window_page(out, replace=True).read_text("utf-8")
     assert "<script" not in hostile
     assert hostile.count("<tr>") == page.count("<tr>")
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_a_page_without_cells_of_one_kind_draws_the_others(tmp_path: Path, capped: bool) -> None:
+    cell = dict.fromkeys(NUMBERS, 2.0) | {"context": 64, "window": 16, "softcaps": capped}
+    stats = {"model": "m", "cells": [cell | {"perplexity_interval": [1.0, 3.0]}]}
+    publish(tmp_path / "out", kind="window-sweep", records=[], config={}, stats=stats)
+    page = write_window_page(tmp_path / "out").read_text("utf-8")
+    assert page.count('class="line s0" d="M') == 8, "a line and its key, for each figure"
+    assert ("The lines are without the soft caps" in page) != capped
 
 
 def test_a_run_that_was_stopped_goes_on_cell_by_cell(
