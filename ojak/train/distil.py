@@ -145,7 +145,13 @@ def distil_objective(config: TrainConfig, material: Material, own: NextToken) ->
 
 
 def teacher_source(config: TrainConfig, settings: DistilConfig, notify: Callable[[str], None]) -> Source:
-    """The teacher's files. Raises what `load_model` does."""
+    """The files of a teacher that is a model. Raises UsageError for a setting of caches, and what `load_model` does."""
+    if settings.top_k is not None:
+        raise UsageError(
+            "distil.top_k does nothing with a model as the teacher",
+            why="it cuts what a cache holds; a model's predictions are learnt from whole",
+            fix="leave it out, or make a cache of so many tokens and name it as the teacher: ojak distil cache --top-k",
+        )
     return read_source(settings.teacher, accept_license=config.accept_license, notify=notify)
 
 

@@ -28,6 +28,8 @@ class DistilConfig(Settings):
     from (arXiv 2306.08543). form: of dpkd, the paper's (the teacher's whole answer over the student's), or that of its
     released code (the most likely token of each place). teacher_answers: the paper's form prefers answers that the
     teacher writes, or the rows' own, where it wrote these.
+
+    What a loss does not read is refused where it is given.
     """
 
     teacher: str = Field(min_length=1)
@@ -48,6 +50,24 @@ class DistilConfig(Settings):
             raise ValueError(
                 "beta of jsd is a share, below 1; for the limits there are forward-kl and reverse-kl"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_loss_reads_it(self) -> DistilConfig:
+        """A setting that the loss has no place for would do nothing, unsaid."""
+        readers = {
+            "beta": (self.loss in {"jsd", "dpkd"}, "jsd and dpkd"),
+            "top_k": (self.loss in DIVERGENCES, ", ".join(DIVERGENCES)),
+            "max_tokens": (self.samples, "minillm and dpkd's form paper"),
+            "alpha": (self.loss == "minillm", "minillm"),
+            "form": (self.loss == "dpkd", "dpkd"),
+            "teacher_answers": (self.loss == "dpkd" and self.samples, "dpkd's form paper"),
+        }
+        for name, (is_read, of) in readers.items():
+            given = name in self.model_fields_set and getattr(self, name) is not None
+            if given and not is_read:
+                loss = self.loss if name == "form" or self.loss != "dpkd" else f"dpkd's form {self.form}"
+                raise ValueError(f"{name} does nothing with {loss}; it is read by {of}: leave it out")
         return self
 
     @property

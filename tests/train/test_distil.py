@@ -24,11 +24,12 @@ from ojak.cli.app import app
 from ojak.errors import InputRefused, ResumeRefused, Stopped, TargetExists, UsageError, VerificationFailed
 from ojak.model.load import Model, load_model
 from ojak.train import distil_make
+from ojak.train.arms import ArmsConfig
 from ojak.train.config import TrainConfig
 from ojak.train.course import Course
 from ojak.train.distil import distil_objective
 from ojak.train.distil_cache import Cache, is_cache
-from ojak.train.distil_config import DistilCacheConfig
+from ojak.train.distil_config import DistilCacheConfig, DistilConfig
 from ojak.train.distil_make import cache_teacher, most_likely
 from ojak.train.objectives import Material, NextToken, objective
 from ojak.train.plan import plan_run
@@ -250,6 +251,61 @@ def test_other_tokenizers_and_losses_are_refused_with_the_way_out(folder: Path, 
         distil_objective(made, material(made), NextToken())
     with pytest.raises(UsageError, match="distil is missing"):
         tiny_run.config(folder, objective="distil")
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        ({"loss": "forward-kl", "beta": 0.3}, "beta"),
+        ({"loss": "minillm", "beta": 0.3}, "beta"),
+        ({"loss": "minillm", "top_k": 8}, "top_k"),
+        ({"loss": "jsd", "max_tokens": 4}, "max_tokens"),
+        ({"loss": "dpkd", "form": "code", "max_tokens": 4}, "max_tokens"),
+        ({"loss": "dpkd", "alpha": 0.3}, "alpha"),
+        ({"loss": "reverse-kl", "alpha": 0.2}, "alpha"),  # the default, but somebody's own words
+        ({"loss": "minillm", "form": "code"}, "form"),
+        ({"loss": "minillm", "teacher_answers": "rows"}, "teacher_answers"),
+        ({"loss": "dpkd", "form": "code", "teacher_answers": "rows"}, "teacher_answers"),
+    ],
+)
+def test_what_the_loss_does_not_read_is_refused(own: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} does nothing with .*{own['loss']}.*leave it out"):
+        DistilConfig(teacher="t", **own)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"loss": "jsd", "beta": 0.3, "top_k": 8},
+        {"loss": "minillm", "alpha": 0.3, "max_tokens": 4},
+        {"loss": "dpkd", "beta": 0.3, "form": "paper", "teacher_answers": "rows", "max_tokens": 4},
+        {"loss": "dpkd", "beta": 0.3, "form": "code"},
+        {"loss": "forward-kl", "beta": None, "top_k": None},  # as if they were not there
+    ],
+)
+def test_what_the_loss_reads_is_taken(own: dict[str, Any]) -> None:
+    assert DistilConfig(teacher="t", **own).model_dump(include=set(own)) == own
+
+
+def test_an_arm_that_inherits_what_its_loss_does_not_read_is_refused() -> None:
+    shared: dict[str, Any] = {"distil": {"teacher": "t", "loss": "minillm", "alpha": 0.3}, "out": "out"}
+    arms = {"sampled": {}, "told": {"distil": {"loss": "forward-kl"}}}
+    with pytest.raises(UsageError, match=r"arms\.told\.distil: alpha does nothing with forward-kl"):
+        ArmsConfig(objective="distil", model="m", arms=arms, **shared)
+
+
+def test_the_likeliest_tokens_alone_are_those_of_a_cache(folder: Path) -> None:
+    made = config(folder, distil={"top_k": 8})
+    with pytest.raises(UsageError, match=r"distil\.top_k does nothing with a model as the teacher"):
+        distil_objective(made, material(made), NextToken())
+    words = ["train", "distil", "--teacher", made.distil and made.distil.teacher, "--student", made.model]
+    words += ["--data", folder / "rows.json", "--style", "alpaca", "--out", folder / "refused", "--dry-run"]
+    for setting, said in (
+        ("top_k=8", "distil.top_k does nothing"),
+        ("alpha=0.3", "distil: alpha does nothing"),
+    ):
+        done = CliRunner().invoke(app, [*map(str, words), "--set", f"distil.{setting}"])
+        assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
 
 
 def test_a_damaged_cache_is_refused(folder: Path, tmp_path: Path) -> None:
