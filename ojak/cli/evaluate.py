@@ -88,8 +88,8 @@ def evaluate(
     template_of: TemplateOf = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="The split of an artifact.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, taken evenly.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
-    checks: Annotated[int, typer.Option(min=1, help="How many built-in instructions.")] = 200,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer, in tokens. Default 256.")] = None,
+    checks: Annotated[int | None, typer.Option(min=1, help="How many built-in instructions. Default 200.")] = None,
     probe: Probe = None,
     judge: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="A model that grades the answers, if it is fit to.")
@@ -129,7 +129,7 @@ def evaluate(
     sweep = Sweep(windows, contexts, tokens, softcaps)
     if window_sweep:
         others = [measure, harness, harness_tasks, against, probe, judge, limit, template_of]
-        others += [trust_anyway or None]
+        others += [trust_anyway or None, max_tokens, checks]
         return run_sweep(
             sweep, others, out, as_json, model=model, data=data, split=split, seed=seed, dtype=dtype,
             accept_license=tuple(accept_license or ()),
@@ -137,13 +137,14 @@ def evaluate(
     sweep.refuse()
     default = ["likelihood"] if data else [] if harness or probe else ["instructions"]
     tasks = tuple(name.strip() for each in harness or () for name in each.split(",") if name.strip())
+    numbers = {name: n for name, n in (("max_tokens", max_tokens), ("checks", checks)) if n is not None}
     config = made_of(
         EvaluateConfig, "evaluate", model=model, data=None if data is None else str(data),
         measures=tuple(measure or default), harness=tasks,
         harness_tasks=None if harness_tasks is None else str(harness_tasks),
-        against=against, template_of=template_of, split=split, limit=limit, max_tokens=max_tokens, checks=checks,
+        against=against, template_of=template_of, split=split, limit=limit,
         probe=None if probe is None else str(probe), judge=judge, trust_anyway=trust_anyway, seed=seed, dtype=dtype,
-        accept_license=tuple(accept_license or ()),
+        accept_license=tuple(accept_license or ()), **numbers,
     )  # fmt: skip
     with Progress() as progress:
         found = evaluate_model(config, out, notify=say, progress=progress)

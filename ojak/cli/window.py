@@ -66,8 +66,8 @@ def run_sweep(sweep: Sweep, others: Sequence[object], out: Path | None, as_json:
     if any(value is not None for value in others):
         raise UsageError(
             "--window-sweep is a measurement of its own",
-            fix="leave out --measure, --harness, --harness-tasks, --against, --probe, --judge, --trust-anyway, --limit"
-            " and --template-of",
+            fix="leave out --measure, --harness, --harness-tasks, --against, --probe, --judge, --trust-anyway, --limit,"
+            " --template-of, --max-tokens and --checks",
         )
     values = {**flags, "data": str(flags["data"]), **sweep.settings()}
     found = sweep_windows(made_of(WindowConfig, "evaluate", **values), out, notify=say)

@@ -166,6 +166,8 @@ def test_a_run_that_was_stopped_goes_on_cell_by_cell(
         ("gemma2", ["--windows", "0"], 2, "greater than or equal to 1"),
         ("gemma2", ["--windows", "a"], 2, "no list of whole numbers"),
         ("gemma2", ["--measure", "answers"], 2, "a measurement of its own"),
+        ("gemma2", ["--max-tokens", "256"], 2, "--template-of, --max-tokens and --checks"),
+        ("gemma2", ["--checks", "5"], 2, "a measurement of its own"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
