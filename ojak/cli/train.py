@@ -234,7 +234,7 @@ def reinforce(
     Of the data the prompts are read: what stands before the first answer. Prints the folder, or with --json what came
     out. Stopped, the same command goes on from the last checkpoint.
 
-    Example: ojak train reinforce --reward rules:words=-30 --model smollm2-135m-instruct --data my-data --out my-model
+    Example: ojak train reinforce --reward "rules:words=10-40 + 0.5*stop" --model small --data my-data --out my-model
     """
     settings = {"reward": reward, "samples": samples, "answer_tokens": answer_tokens, "beta": beta}
     _train(
