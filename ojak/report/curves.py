@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,6 +16,8 @@ MAX_ARMS = 8  # as many as there are colours
 TOP = 12
 MEAN_POINTS = 60
 TABLE_POINTS = 8
+# Runs that are not alike in these count different things in their losses; comparisons of models have such a rule, too.
+SHAPING = ("objective", "distil", "prefer", "reinforce", "style", "mask_roles", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def figures(training: Training, colors: dict[str, int]) -> list[CurveFigure]:
     dots = {} if often else checks
     unit = "supervised tokens" if by_tokens else "steps"
     found = [
-        _figure("Loss in training", unit, losses, dots, colors, _note(runs, any(map(any, dots.values()))))
+        _figure(
+            "Loss in training", unit, losses, dots, colors, _note(arms.values(), any(map(any, dots.values())))
+        )
     ]
     if often:
         found.append(_figure("Loss on validation rows", unit, checks, {}, colors, ""))
@@ -81,11 +85,23 @@ def _curve(points: Sequence[Point], by_tokens: bool) -> Curve:
     return sorted((x, loss) for x, loss in places if x is not None)
 
 
-def _note(runs: Sequence[TrainingRun], dots: bool) -> str:
+def _note(arms: Collection[Sequence[TrainingRun]], dots: bool) -> str:
+    runs = [run for each in arms for run in each]
     together = max((run.together for run in runs), default=1)
     parts = [f"Each point is the mean of {number(together)} steps." if together > 1 else ""]
-    parts.append("Rings: the loss on validation rows at the end." if dots else "")
+    if dots:
+        other = any(run.config.get("objective") in ("distil", "reinforce") for run in runs)
+        kind = ", by cross-entropy, whatever a line is learnt by" if other else ""
+        parts.append(f"Rings: the loss on validation rows at the end{kind}.")
+    if apart := _apart(arms):
+        parts.append(f"Not compared with each other: lines of arms that differ in {', '.join(apart)}.")
     return " ".join(filter(None, parts))
+
+
+def _apart(arms: Collection[Sequence[TrainingRun]]) -> list[str]:
+    """In what the arms' first runs differ that makes their losses different things."""
+    configs = [runs[0].config for runs in arms if runs[0].config]
+    return [name for name in SHAPING if any(each.get(name) != configs[0].get(name) for each in configs)]
 
 
 def _figure(

@@ -133,6 +133,17 @@ def test_a_single_training_folder_and_several_side_by_side(tmp_path: Path) -> No
     assert "trained in 2 ways" in both and "data ['rows'] ['alpaca']" in both
 
 
+def test_losses_of_different_kinds_are_said_not_to_compare(tmp_path: Path) -> None:
+    said = "Not compared with each other: lines of arms that differ in"
+    taught: dict[str, Any] = {"objective": "distil", "distil": {"teacher": "t", "loss": "forward-kl"}}
+    model_runs.training(tmp_path / "kinds", {"told": {}, "taught": {"config": taught, "level": 0.3}})
+    shown = words(page(tmp_path / "kinds", tmp_path))
+    assert f"{said} objective, distil." in shown and "at the end, by cross-entropy, whatever" in shown
+    model_runs.training(tmp_path / "rates", {"slow": {}, "fast": {"config": {"lr": 1e-4}}})
+    shown = words(page(tmp_path / "rates", tmp_path))
+    assert said not in shown and "Rings: the loss on validation rows at the end." in shown
+
+
 def test_a_real_run_is_told_with_its_own_numbers(tmp_path: Path) -> None:
     import tiny_run
 
