@@ -103,8 +103,9 @@ class Models:
 
     @property
     def short_model(self) -> str:
-        """Its name without the folders or the organisation before it."""
-        return self.model.rstrip("/").rpartition("/")[2][:60]
+        """Its name without the folders or the organisation before it; of a stage's `model` folder the stage's, too."""
+        parts = self.model.rstrip("/").split("/")
+        return "/".join(parts[-2:] if parts[-1] == "model" else parts[-1:])[:60]
 
     @property
     def story(self) -> str:
