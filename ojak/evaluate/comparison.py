@@ -143,15 +143,21 @@ def _compared(runs: Sequence[Trained], out: Path, names: Sequence[str], seed: in
         folders.setdefault(run.arm, []).append(run.name)
     trained = [arm for arm in arms if arm != BASE]
     against = BASE if len(trained) == 1 and BASE in arms else trained[0]
-    # What a held-out loss counts follows from the style and from what is masked.
-    shaping = ("objective", "prefer", "style", "mask_roles", "model")
-    learnt = {run.arm: [run.setting(name) for name in (*shaping, "val_data")] for run in runs}
-    told = {run.arm: [run.setting(name) for name in (*shaping, "evaluate")] for run in runs}
+    learnt = {run.arm: [*_shaping(run), run.setting("val_data")] for run in runs}
+    told = {run.arm: [*_shaping(run), run.setting("evaluate")] for run in runs}
     more = {name for figures in arms.values() for each in figures for name in each if name.startswith(MORE)}
     found = compare(arms, against, comparable={"val_loss": learnt, **dict.fromkeys(more, told)}, seed=seed)
     known = [name for name in found["metrics"] if name.startswith((MORE, PROBE))]
     found["metrics"] = [name for name in METRICS if name in found["metrics"]] + known
     return {**found, "folders": folders, "seeds": sorted({run.seed for run in runs})}
+
+
+def _shaping(run: Trained) -> list[object]:
+    """What a held-out loss counts follows from these: a student's is the cross-entropy that it is without a teacher."""
+    objective, taught = run.setting("objective"), run.setting("distil")
+    if objective == "distil":
+        objective = "pretrain" if isinstance(taught, Mapping) and taught.get("texts") else "finetune"
+    return [objective, *(run.setting(name) for name in ("prefer", "style", "mask_roles", "model"))]
 
 
 def _of_training(run: Trained) -> dict[str, Figure]:

@@ -438,7 +438,9 @@ def test_the_recipe_s_smoke_scale_runs(made: Path, tmp_path: Path, monkeypatch: 
     runs = Artifact.open(tmp_path / "run/train").stats["runs"]
     assert [each["arm"] for each in runs] == ["ce", "forward-kl"]
     assert runs[0]["result"]["tokens"] == runs[1]["result"]["tokens"], "arms learn from as many tokens"
-    assert Artifact.open(tmp_path / "run/evaluate").stats["differences"].keys() == {"base", "forward-kl"}
+    differences = Artifact.open(tmp_path / "run/evaluate").stats["differences"]
+    assert differences.keys() == {"base", "forward-kl"}
+    assert "val_loss" in differences["forward-kl"], "cross-entropy in both arms, whatever they learn by"
     assert (tmp_path / "run/report/index.html").is_file()
     assert not [step for step in recipe_plan(loaded) if step.reasons]
     kept = Artifact.open(tmp_path / "run/shrink").stats["layers"]
