@@ -11,6 +11,7 @@ The exit code says only whether everything ran and the results agree.
 
 import argparse
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -19,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
@@ -34,6 +36,7 @@ BAR = b"Executing graph"
 TOLERANCE = 2.0**-8  # two roundings to bfloat16 differ by one unit in the last place
 IDLE = "import resource, ojak.cli.merge, ojak.merge.run; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 Line = dict[str, Any]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +152,42 @@ def _children_cpu(begin: os.times_result) -> float:
     return now.children_user + now.children_system - begin.children_user - begin.children_system
 
 
-def compare(folder: pathlib.Path) -> Line:
-    """How far the two results are apart: of the largest entry of each tensor, and the share of entries that differ."""
+def compare(folder: pathlib.Path, density: float | None = None) -> Line:
+    """How far the two results are apart: of the largest entry of each tensor, and the share of entries that differ.
+
+    density: of ties. Where a change is as large as the least that is kept, which of the equal ones stay is free:
+    mergekit keeps as many as the density says, ojak all. These entries are counted apart.
+    """
     import torch
     from safetensors.torch import load_file
 
-    ours, theirs = ({n: t for path in (folder / who).glob("*.safetensors") for n, t in load_file(path).items()}
-                    for who in ("ojak", "mergekit"))  # fmt: skip
+    of = {
+        who: {n: t for path in (folder / who).glob("*.safetensors") for n, t in load_file(path).items()}
+        for who in ("ojak", "mergekit", *(("a", "b", "base") if density else ()))
+    }
+    ours, theirs = of["ojak"], of["mergekit"]
     if ours.keys() != theirs.keys():
         raise harness.RunFailed(f"other tensors: {sorted(ours.keys() ^ theirs.keys())[:5]}")
-    worst, differing, total = 0.0, 0, 0
+    worst, differing, total, free = 0.0, 0, 0, 0
     for name, tensor in ours.items():
         apart = (tensor.float() - theirs[name].float()).abs()
+        total += apart.numel()
+        for model in "ab" if density else "":
+            change = (of[model][name].float() - of["base"][name].float()).abs()
+            at_the_edge = change == change.flatten().topk(int(density * change.numel())).values[-1]
+            apart[at_the_edge] = torch.nan
+        free += int(apart.isnan().sum())
+        apart = apart.nan_to_num(0.0)
         worst = max(worst, float(apart.max() / theirs[name].float().abs().max()))
         differing += int(torch.count_nonzero(apart))
-        total += apart.numel()
-    return {"worst": worst, "entries_that_differ": differing / total}
+    edge = {"entries_at_the_edge": free / total} if density else {}
+    return {"worst": worst, "entries_that_differ": differing / total, **edge}
+
+
+def apart(call: Callable[..., Result], *given: object) -> Result:
+    """What `call` gives, in a process of its own: a command's peak memory counts what its parent held at the start."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *given).result()
 
 
 def measure(args: argparse.Namespace, name: str, folder: pathlib.Path) -> Line:
@@ -183,7 +206,8 @@ def measure(args: argparse.Namespace, name: str, folder: pathlib.Path) -> Line:
     return {
         "runs": runs, "mergekit_over_ojak": ratios, "aim": AIM,
         "beyond_the_interpreter_bytes": peak, "largest_tensors_bytes": largest,
-        "memory_share": round(peak / largest, 3), "memory_aim": MEMORY_AIM, "results": compare(folder),
+        "memory_share": round(peak / largest, 3), "memory_aim": MEMORY_AIM,
+        "results": apart(compare, folder, (way.of_model or {}).get("density")),
     }  # fmt: skip
 
 
@@ -237,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine, found, failures = harness.machine(), dict[str, Line](), list[str]()
     with tempfile.TemporaryDirectory(prefix="ojak-merge-") as temporary:
         folder = args.scratch or pathlib.Path(temporary)
-        make_models(args, folder)
+        apart(make_models, args, folder)
         idle = harness.run([sys.executable, "-c", IDLE], env=args.env).stdout
         args.idle_bytes = int(idle) * 1024
         for name in args.only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -61,7 +62,8 @@ def test_idle_layers_go(family: str, tmp_path: Path) -> None:
         "full_attention",
         "sliding_attention",
     ]
-    model = tiny.model(family, num_hidden_layers=5, **({"layer_types": kinds} if family == "gemma3" else {}))
+    changes: dict[str, Any] = {"layer_types": kinds} if family == "gemma3" else {}
+    model = tiny.model(family, num_hidden_layers=5, **changes)
     for layer in (1, 2):
         idle(model, layer)
     model.save(tmp_path / "whole")
@@ -93,7 +95,7 @@ def test_a_decoder_of_some_layers_shares_the_weights() -> None:
 def test_what_tells_nothing_is_refused(tmp_path: Path) -> None:
     model = tiny.model(num_hidden_layers=3)
     with pytest.raises(InputRefused, match="no row can tell"):
-        cuts(model, 2, [Preference("0", [{"role": "user", "content": "a"}], "b", "c")])
+        cuts(model, 2, [Preference("0", [], [], [])])
     with pytest.raises(UsageError, match="of a model that has 3"):
         cuts(model, 4, TEXTS)
     assert [cut.layers for cut in cuts(model, 3, TEXTS)] == [(0, 1, 2)]
