@@ -172,7 +172,9 @@ def compare(folder: pathlib.Path, density: float | None = None) -> Line:
     for name, tensor in ours.items():
         apart = (tensor.float() - theirs[name].float()).abs()
         total += apart.numel()
-        for model in "ab" if density else "":
+        for model in "ab":
+            if not density:
+                break
             change = (of[model][name].float() - of["base"][name].float()).abs()
             at_the_edge = change == change.flatten().topk(int(density * change.numel())).values[-1]
             apart[at_the_edge] = torch.nan
