@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,9 @@ def shrink(
     layers: Annotated[int | None, typer.Option(min=1, help="How many layers stay.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Rows or texts that tell which layers are missed least."),
+        typer.Option(
+            parser=place, metavar="PATH", help="Rows or texts that tell which layers are missed least."
+        ),
     ] = None,
     intermediate: Annotated[
         int | None, typer.Option(min=1, help="How many neurons of each layer's feed-forward stay.")
@@ -91,13 +94,19 @@ def shrink(
     if data is not None and layers is None:
         raise UsageError("--data tells which layers stay", fix="give --layers, how many")
     accepted = tuple(accept_license or ())
-    kept: int | tuple[int, ...] | None = layers
+    choose = None
     if data is not None and layers is not None:
         from ojak.evaluate.depth import least_missed
 
-        kept = least_missed(name, layers, data, accept_license=accepted, notify=say)
+        choose = partial(least_missed, name, layers, data, accept_license=accepted, notify=say)
     made = shrink_model(
-        name, out, layers=kept, intermediate=intermediate, accept_license=accepted, notify=say
+        name,
+        out,
+        layers=layers,
+        intermediate=intermediate,
+        choose=choose,
+        accept_license=accepted,
+        notify=say,
     )
     if as_json:
         write_json(made.to_dict())

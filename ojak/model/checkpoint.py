@@ -292,15 +292,21 @@ def save(
     return Path(folder).absolute()
 
 
+def check_free(folder: Path | str) -> Path:
+    """The absolute path of a folder to be made. Raises TargetExists if there is something under that name."""
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise TargetExists(f"{folder} is there already", fix="give another folder, or remove it first")
+    return folder
+
+
 @contextmanager
 def new_folder(folder: Path | str) -> Iterator[Path]:
     """A place beside `folder` to write to, which gets its name at the end, or is removed if anything fails.
 
     Raises TargetExists if there is something under that name, ResourceExhausted if the disk is full.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TargetExists(f"{folder} is there already", fix="give another folder, or remove it first")
+    folder = check_free(folder)
     staging = folder.with_name(f".{folder.name}.staging-{uuid.uuid4().hex}")
     try:
         staging.mkdir(parents=True)

@@ -47,15 +47,16 @@ def shrink_model(
     name_or_path: str,
     out: Path | str,
     *,
-    layers: int | Sequence[int] | None = None,
+    layers: int | None = None,
     intermediate: int | None = None,
+    choose: Callable[[], Sequence[int]] | None = None,
     accept_license: Collection[str] = (),
     notify: Callable[[str], None] | None = None,
 ) -> Shrunk:
     """Writes a model of `layers` of a model's layers to the folder `out`, a Hugging Face folder.
 
-    layers: how many stay, spread evenly, the first and the last among them, or which do, from 0, rising; each keeps its
-    kind (local or global).
+    layers: how many stay, spread evenly, the first and the last among them; each keeps its kind (local or global).
+    choose: says which stay, from 0, rising. It may take long, so all else that can be refused is refused before.
     intermediate: the width of the feed-forward that stays: of each layer the neurons with the largest product of the
     norms of their three weight vectors. Embeddings, norms, tokenizer and chat template are the model's.
 
@@ -64,11 +65,7 @@ def shrink_model(
     source = read_source(name_or_path, accept_license=accept_license, notify=notify)
     whole = config_from_hf(source.config)
     count = whole.num_hidden_layers
-    kept = (
-        spread(count, count if layers is None else layers)
-        if not isinstance(layers, Sequence)
-        else tuple(layers)
-    )
+    kept = spread(count, count if layers is None else layers)
     inner = whole.intermediate_size if intermediate is None else intermediate
     if not inner >= 1:
         raise UsageError(f"a feed-forward of {inner} neurons", fix="give --intermediate 1 or more")
@@ -77,6 +74,9 @@ def shrink_model(
             f"a feed-forward of {inner} is wider than the model's {whole.intermediate_size}",
             fix="give a smaller --intermediate",
         )
+    checkpoint.check_free(out)
+    if choose is not None:
+        kept = tuple(choose())
     config = replace(config_with(whole, kept), intermediate_size=inner)
     tensors = _narrowed(_kept(_weights(source, whole), kept), inner, whole.intermediate_size)
     stops = {"eos_token_id": list(source.stop_ids), "bos_token_id": source.tokenizer.bos_id}
@@ -101,6 +101,8 @@ def decoder_with(whole: Decoder, kept: Sequence[int]) -> Decoder:
         small = Decoder(config_with(whole.config, kept))
     weights = dict(_kept(iter(whole.state_dict().items()), kept))
     small.load_state_dict(weights, assign=True)
+    if whole.config.tie_word_embeddings:
+        small.lm_head.weight = small.model.embed_tokens.weight
     return small.eval().requires_grad_(False)
 
 

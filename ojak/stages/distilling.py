@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +14,7 @@ from ojak._settings import Settings
 from ojak.stages.base import Job, Outcome
 from ojak.stages.pretraining import hashed
 
+WEIGHT = re.compile(r"@.*:[0-9][0-9./]*")
 MODEL = "model"  # the folder of the small model within the stage's result
 
 
@@ -29,6 +32,8 @@ class ShrinkSettings(Settings):
     def _of_layers(self) -> Self:
         if self.data is not None and self.layers is None:
             raise ValueError("data tells which layers stay: give layers, how many")
+        if self.data is not None and WEIGHT.fullmatch(self.data):
+            raise ValueError("rows that choose layers have no weight: leave out what follows the split")
         return self
 
 
@@ -83,24 +88,24 @@ def shrink(job: Job) -> Outcome:
     if not (job.out / "manifest.json").exists():
         remove(job.out / MODEL)  # of a run that was killed
     made = shrink_model(
-        config.model, job.out / MODEL, layers=_layers(job, config), intermediate=config.intermediate,
-        accept_license=job.accept_license, notify=job.notify,
+        config.model, job.out / MODEL, layers=config.layers, intermediate=config.intermediate,
+        choose=_choose(job, config), accept_license=job.accept_license, notify=job.notify,
     )  # fmt: skip
     stats: dict[str, Any] = {**made.to_dict(), "out": MODEL}
     publish(job.out, kind="shrink", records=[], config=config.model_dump(mode="json"), stats=stats)
     return Outcome({**stats, "out": made.out})
 
 
-def _layers(job: Job, config: ShrinkSettings) -> int | tuple[int, ...] | None:
-    """How many layers stay, or which."""
+def _choose(job: Job, config: ShrinkSettings) -> Callable[[], Sequence[int]] | None:
+    """What says which layers stay, if rows do."""
     from ojak.evaluate.depth import least_missed
     from ojak.stages.training import NAMED, stage_of
 
     if config.data is None or config.layers is None:
-        return config.layers
+        return None
     stage, found = stage_of(config.data, list(job.inputs)), NAMED.fullmatch(config.data)
-    return least_missed(
-        config.model, config.layers, job.inputs[stage] if stage else Path(config.data),
+    return partial(
+        least_missed, config.model, config.layers, job.inputs[stage] if stage else Path(config.data),
         found["split"] if stage and found else None,
         accept_license=job.accept_license, notify=job.notify,
     )  # fmt: skip

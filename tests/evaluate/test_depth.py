@@ -73,7 +73,7 @@ def test_idle_layers_go(family: str, tmp_path: Path) -> None:
     said: list[str] = []
     kept = least_missed(str(tmp_path / "whole"), 3, tmp_path / "texts.jsonl", notify=said.append)
     assert kept == (0, 3, 4) and "nats a token on 3 rows" in said[-1]
-    made = shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=kept)
+    made = shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=3, choose=lambda: kept)
     small = load_model(tmp_path / "small", dtype="float32")
     ids = torch.tensor([[5, 9, 33, 7, 120, 61, 2, 80]])
     assert made.layers == kept and torch.allclose(small.decoder(ids), model.decoder(ids), atol=1e-5)
@@ -101,3 +101,29 @@ def test_what_tells_nothing_is_refused(tmp_path: Path) -> None:
     assert [cut.layers for cut in cuts(model, 3, TEXTS)] == [(0, 1, 2)]
     with pytest.raises(UsageError, match="nothing at"):
         least_missed("x", 2, tmp_path / "none.jsonl", notify=print)
+
+
+def test_losses_that_are_no_numbers_come_last(tmp_path: Path) -> None:
+    """A layer that overflows goes, wherever it stands; where nothing finite is left, nothing is chosen."""
+    model = tiny.model("llama", num_hidden_layers=4)
+    model.decoder.get_parameter("model.layers.1.mlp.down_proj.weight").fill_(3e38)
+    found = cuts(model, 3, TEXTS)
+    assert found[0].layers == (0, 2, 3) and all(cut.loss == float("inf") for cut in found[1:])
+    model.decoder.get_parameter("model.layers.2.mlp.down_proj.weight").fill_(3e38)
+    with pytest.raises(InputRefused, match="no finite numbers"):
+        cuts(model, 3, TEXTS)
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    tiny.model(num_hidden_layers=3).save(tmp_path / "whole")
+    asked: list[bool] = []
+
+    def choose() -> tuple[int, ...]:
+        asked.append(True)
+        return (0, 2)
+
+    with pytest.raises(UsageError, match="there already"):
+        shrink_model(str(tmp_path / "whole"), tmp_path / "whole", layers=2, choose=choose)
+    assert not asked
+    made = shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=2, choose=choose)
+    assert asked and made.layers == (0, 2)
