@@ -113,7 +113,7 @@ def test_the_smoke_scale_runs(folder: Path) -> None:
     found = Artifact.open(folder / "run/evaluate").stats
     assert {"bits_per_byte", "val_loss", "probe_help_logprob", "probe_help_accuracy"} <= set(found["metrics"])
     assert set(found["arms"]) == set(arms)
-    assert all(len(found["arms"][arm]["val_loss"]["values"]) == 2 for arm in arms)
+    assert all(len(found["arms"][arm]["val_loss"]["values"]) == 3 for arm in arms)
     assert (folder / "run/report/index.html").is_file()
     assert not [step for step in plan(made) if step.reasons]
 
