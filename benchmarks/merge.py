@@ -172,21 +172,20 @@ def compare(folder: pathlib.Path, density: float | None = None) -> Line:
     for name, tensor in ours.items():
         apart = (tensor.float() - theirs[name].float()).abs()
         total += apart.numel()
-        for model in "ab":
-            if not density:
-                break
-            change = (of[model][name].float() - of["base"][name].float()).abs()
-            at_the_edge = change == change.flatten().topk(int(density * change.numel())).values[-1]
-            apart[at_the_edge] = torch.nan
-        free += int(apart.isnan().sum())
-        apart = apart.nan_to_num(0.0)
+        if density:
+            at_the_edge = torch.zeros_like(apart, dtype=torch.bool)
+            for model in "ab":
+                change = (of[model][name].float() - of["base"][name].float()).abs()
+                at_the_edge |= change == change.flatten().topk(int(density * change.numel())).values[-1]
+            free += int(at_the_edge.sum())
+            apart[at_the_edge] = 0.0
         worst = max(worst, float(apart.max() / theirs[name].float().abs().max()))
         differing += int(torch.count_nonzero(apart))
     edge = {"entries_at_the_edge": free / total} if density else {}
     return {"worst": worst, "entries_that_differ": differing / total, **edge}
 
 
-def apart(call: Callable[..., Result], *given: object) -> Result:
+def in_a_process(call: Callable[..., Result], *given: object) -> Result:
     """What `call` gives, in a process of its own: a command's peak memory counts what its parent held at the start."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(call, *given).result()
@@ -209,7 +208,7 @@ def measure(args: argparse.Namespace, name: str, folder: pathlib.Path) -> Line:
         "runs": runs, "mergekit_over_ojak": ratios, "aim": AIM,
         "beyond_the_interpreter_bytes": peak, "largest_tensors_bytes": largest,
         "memory_share": round(peak / largest, 3), "memory_aim": MEMORY_AIM,
-        "results": apart(compare, folder, (way.of_model or {}).get("density")),
+        "results": in_a_process(compare, folder, (way.of_model or {}).get("density")),
     }  # fmt: skip
 
 
@@ -263,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine, found, failures = harness.machine(), dict[str, Line](), list[str]()
     with tempfile.TemporaryDirectory(prefix="ojak-merge-") as temporary:
         folder = args.scratch or pathlib.Path(temporary)
-        apart(make_models, args, folder)
+        in_a_process(make_models, args, folder)
         idle = harness.run([sys.executable, "-c", IDLE], env=args.env).stdout
         args.idle_bytes = int(idle) * 1024
         for name in args.only:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ojak.cli.terminal import one_line, say, write, write_json
-from ojak.cli.words import AcceptLicense, Engine, Json, KeyEnv, Tokenizer, place
+from ojak.cli.words import AcceptLicense, Engine, Json, KeyEnv, Tokenizer, Url, place
 from ojak.errors import UsageError
 
 
@@ -45,10 +45,7 @@ def augment(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pairs and templates.")] = 0,
     engine: Engine = "native",
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The server of --engine endpoint; --synthesizer is the name it serves."),
-    ] = None,
+    url: Url = None,
     tokenizer: Tokenizer = None,
     key_env: KeyEnv = None,
     accept_license: AcceptLicense = None,

@@ -93,21 +93,15 @@ def shrink(
         raise UsageError("nothing is to be made smaller", fix="give --layers, --intermediate or both")
     if data is not None and layers is None:
         raise UsageError("--data tells which layers stay", fix="give --layers, how many")
-    accepted = tuple(accept_license or ())
     choose = None
     if data is not None and layers is not None:
         from ojak.evaluate.depth import least_missed
 
-        choose = partial(least_missed, name, layers, data, accept_license=accepted, notify=say)
+        choose = partial(least_missed, layers=layers, data=data, notify=say)
     made = shrink_model(
-        name,
-        out,
-        layers=layers,
-        intermediate=intermediate,
-        choose=choose,
-        accept_license=accepted,
-        notify=say,
-    )
+        name, out, layers=layers, intermediate=intermediate, choose=choose,
+        accept_license=tuple(accept_license or ()), notify=say,
+    )  # fmt: skip
     if as_json:
         write_json(made.to_dict())
     else:

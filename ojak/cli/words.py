@@ -29,7 +29,7 @@ Engine = Annotated[
 ]
 Url = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="The server of --engine endpoint; --model is the name it serves."),
+    typer.Option(metavar="URL", help="The server of --engine endpoint; the model is the name it serves."),
 ]
 Tokenizer = Annotated[
     str | None,

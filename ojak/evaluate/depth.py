@@ -8,18 +8,20 @@ costs more, so no place goes untried.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ojak.artifact import Artifact
 from ojak.engines.native import NativeEngine
-from ojak.errors import InputRefused, UsageError
-from ojak.evaluate.likelihood import Likelihood, likelihood
-from ojak.model.load import Model, load_model
+from ojak.errors import InputRefused
+from ojak.evaluate.likelihood import likelihood
+from ojak.evaluate.rows import rows_at
+from ojak.model.load import Model, from_source
 from ojak.model.shrink import decoder_with, spread
+from ojak.model.source import Source
 from ojak.records import AnyRecord, Conversation, Document
-from ojak.sources import evenly, is_artifact, read_all
+from ojak.sources import evenly, is_artifact
 
 ROWS = 32  # read once for each place that is tried
 LONGEST = 2000  # characters of a document; the loss of a long one differs little from that of its beginning
@@ -51,7 +53,7 @@ def cuts(model: Model, layers: int, records: Sequence[AnyRecord]) -> list[Cut]:
         if not measured.rows:
             raise InputRefused(
                 "no row can tell which layers are missed",
-                why=_why(measured),
+                why=measured.why,
                 fix="give texts, or conversations that the model's chat template takes",
             )
         loss = math.fsum(measured.nats) / sum(measured.tokens)
@@ -67,36 +69,19 @@ def cuts(model: Model, layers: int, records: Sequence[AnyRecord]) -> list[Cut]:
     return found
 
 
-def _why(found: Likelihood) -> str:
-    if not found.skipped:
-        return "there are none"
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in found.skipped.items())
-    return f"they were left out for: {reasons}"
-
-
 def least_missed(
-    name_or_path: str,
-    layers: int,
-    data: Path,
-    split: str | None = None,
-    *,
-    accept_license: Collection[str] = (),
-    notify: Callable[[str], None],
+    source: Source, layers: int, data: Path, split: str | None = None, *, notify: Callable[[str], None]
 ) -> tuple[int, ...]:
     """Which `layers` of a model's stay where those that its rows miss least go.
 
-    data: rows or texts; of an artifact `split`, else what is for training, else all. Raises what `cuts`, `load_model`
-    and `read_all` do.
+    data: rows or texts; of an artifact `split`, else what is for training, else all. Raises what `cuts`,
+    `from_source` and `rows_at` do.
     """
-    if not data.exists():
-        raise UsageError(
-            f"there is nothing at {str(data)!r}", fix="give --data a file, a folder or an artifact"
-        )
     if split is None and is_artifact(data) and "train" in Artifact.open(data).splits:
         split = "train"
-    rows = list(read_all(data, split))
+    rows = list(rows_at(data, split))
     rows = [rows[place] for place in evenly(len(rows), ROWS)]  # before the weights take their memory
-    model = load_model(name_or_path, accept_license=accept_license, notify=notify)
+    model = from_source(source)
     rows = [_short(row, model.chat_template is None) for row in rows]
     best, *others = cuts(model, layers, rows)
     worst = f"; the worst place for the gap: {others[-1].loss:.2f}" if others else ""

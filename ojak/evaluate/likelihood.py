@@ -52,6 +52,12 @@ class Likelihood:
     bytes: tuple[int, ...]
     skipped: dict[str, int]
 
+    @property
+    def why(self) -> str:
+        """Why no row was scored, for the refusal of what needs one."""
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.skipped.items())
+        return f"they were left out for: {reasons}" if reasons else "there are none"
+
     def summary(self, seed: int = 0) -> dict[str, object]:
         """Perplexity and bits per byte over all rows, [value, low, high]: 95 % by a bootstrap over rows."""
         if not self.rows:

@@ -31,13 +31,14 @@ from ojak.evaluate.config import EvaluateConfig
 from ojak.evaluate.harness import HarnessFigures, check_harness, run_harness
 from ojak.evaluate.harness_tasks import Task
 from ojak.evaluate.likelihood import Likelihood, likelihood, ratio_interval, reference_logprobs
+from ojak.evaluate.rows import rows_at
 from ojak.evaluate.window_config import WindowConfig
 from ojak.judge import Judge, load_calibration
 from ojak.judge.facts import Fact, Recalled, read_facts
 from ojak.model.files import cached_sha256
 from ojak.model.load import Model, load_model, read_source
 from ojak.records import AnyRecord, Conversation
-from ojak.sources import evenly, read_all
+from ojak.sources import evenly
 
 LIKELIHOOD_FILE = "likelihood.json"  # of each row that was scored: what the sums are made of
 LIKELIHOOD = ("rows", "nats", "tokens", "bytes")
@@ -147,16 +148,11 @@ def _records(config: EvaluateConfig) -> list[AnyRecord]:
         if needs_rows:
             raise UsageError(f"{min(needs_rows)} is measured on rows", fix="give --data")
         return []
-    path = Path(config.data)
-    if not path.exists():
-        raise UsageError(
-            f"there is nothing at {config.data!r}", fix="give --data a file, a folder or an artifact"
-        )
-    rows = list(read_all(path, config.split))
+    rows = list(rows_at(config.data, config.split))
     rows = [rows[place] for place in evenly(len(rows), config.limit)]
     if not rows:
         raise InputRefused(
-            f"{path} has no rows",
+            f"{Path(config.data)} has no rows",
             why="there is nothing to measure by",
             fix="give --data a file or folder with rows",
         )
@@ -214,9 +210,8 @@ def _with_template(model: Model, config: EvaluateConfig, notify: Callable[[str],
 
 
 def _why(model: Model, found: Likelihood) -> str:
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in found.skipped.items())
     base = "; it has no chat template (a base model): give it plain text" if not model.chat_template else ""
-    return f"they were left out for: {reasons}{base}"
+    return f"{found.why}{base}"
 
 
 def _questions(config: EvaluateConfig, records: Sequence[AnyRecord]) -> list[Question]:

@@ -25,6 +25,7 @@ from ojak.artifact import publish
 from ojak.engines.native import NativeEngine
 from ojak.errors import InputRefused, ResumeRefused, UsageError, VerificationFailed
 from ojak.evaluate.likelihood import ratio_interval
+from ojak.evaluate.rows import rows_at
 from ojak.evaluate.run import Keep, inputs_of
 from ojak.evaluate.window_config import WindowConfig
 from ojak.model.config import config_from_hf
@@ -33,7 +34,6 @@ from ojak.model.load import Model, from_source, read_source
 from ojak.model.reading import Reading, View, read_texts
 from ojak.model.tokenizer import Tokenizer
 from ojak.records import Document
-from ojak.sources import read_all
 
 KIND = "window-sweep"
 CELLS_FILE = "cells.json"  # every finished cell with its sums: what a run that was stopped goes on from
@@ -158,12 +158,7 @@ def _check(config: WindowConfig, name: str, shape: DecoderConfig) -> None:
 
 def _text(config: WindowConfig, tokenizer: Tokenizer) -> list[int]:
     """What begins the text, and its tokens, all of which are predicted."""
-    path = Path(config.data)
-    if not path.exists():
-        raise UsageError(
-            f"there is nothing at {config.data!r}", fix="give --data a file, a folder or an artifact"
-        )
-    texts = [row.text for row in read_all(path, config.split) if isinstance(row, Document)]
+    texts = [row.text for row in rows_at(config.data, config.split) if isinstance(row, Document)]
     ids = tokenizer.encode(JOINT.join(texts), special=False)
     begins = tokenizer.adds_bos and tokenizer.bos_id is not None
     ids = [tokenizer.bos_id or 0, *ids] if begins else ids
@@ -171,7 +166,7 @@ def _text(config: WindowConfig, tokenizer: Tokenizer) -> list[int]:
     whole = min(len(ids) - 1, config.tokens or largest) // largest * largest
     if whole < 1:
         raise InputRefused(
-            f"{path} has too little text for a context of {largest:,} tokens",
+            f"{Path(config.data)} has too little text for a context of {largest:,} tokens",
             why=f"its {len(texts):,} documents have {max(0, len(ids) - 1):,} tokens together",
             fix="give longer text (documents, not conversations), or lower --contexts",
         )

@@ -49,14 +49,15 @@ def shrink_model(
     *,
     layers: int | None = None,
     intermediate: int | None = None,
-    choose: Callable[[], Sequence[int]] | None = None,
+    choose: Callable[[Source], Sequence[int]] | None = None,
     accept_license: Collection[str] = (),
     notify: Callable[[str], None] | None = None,
 ) -> Shrunk:
     """Writes a model of `layers` of a model's layers to the folder `out`, a Hugging Face folder.
 
     layers: how many stay, spread evenly, the first and the last among them; each keeps its kind (local or global).
-    choose: says which stay, from 0, rising. It may take long, so all else that can be refused is refused before.
+    choose: says of the model which stay, from 0, rising. It may take long, so all else that can be refused is refused
+    before.
     intermediate: the width of the feed-forward that stays: of each layer the neurons with the largest product of the
     norms of their three weight vectors. Embeddings, norms, tokenizer and chat template are the model's.
 
@@ -76,7 +77,7 @@ def shrink_model(
         )
     checkpoint.check_free(out)
     if choose is not None:
-        kept = tuple(choose())
+        kept = tuple(choose(source))
     config = replace(config_with(whole, kept), intermediate_size=inner)
     tensors = _narrowed(_kept(_weights(source, whole), kept), inner, whole.intermediate_size)
     stops = {"eos_token_id": list(source.stop_ids), "bos_token_id": source.tokenizer.bos_id}

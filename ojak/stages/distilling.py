@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +13,9 @@ from ojak._settings import Settings
 from ojak.stages.base import Job, Outcome
 from ojak.stages.pretraining import hashed
 
-WEIGHT = re.compile(r"@.*:[0-9][0-9./]*")
+if TYPE_CHECKING:
+    from ojak.model.source import Source
+
 MODEL = "model"  # the folder of the small model within the stage's result
 
 
@@ -32,7 +33,10 @@ class ShrinkSettings(Settings):
     def _of_layers(self) -> Self:
         if self.data is not None and self.layers is None:
             raise ValueError("data tells which layers stay: give layers, how many")
-        if self.data is not None and WEIGHT.fullmatch(self.data):
+        from ojak.stages.training import NAMED
+
+        named = NAMED.fullmatch(self.data) if self.data else None
+        if named and named["weight"]:
             raise ValueError("rows that choose layers have no weight: leave out what follows the split")
         return self
 
@@ -96,19 +100,16 @@ def shrink(job: Job) -> Outcome:
     return Outcome({**stats, "out": made.out})
 
 
-def _choose(job: Job, config: ShrinkSettings) -> Callable[[], Sequence[int]] | None:
+def _choose(job: Job, config: ShrinkSettings) -> Callable[[Source], Sequence[int]] | None:
     """What says which layers stay, if rows do."""
     from ojak.evaluate.depth import least_missed
-    from ojak.stages.training import NAMED, stage_of
+    from ojak.stages.training import place_of
 
     if config.data is None or config.layers is None:
         return None
-    stage, found = stage_of(config.data, list(job.inputs)), NAMED.fullmatch(config.data)
-    return partial(
-        least_missed, config.model, config.layers, job.inputs[stage] if stage else Path(config.data),
-        found["split"] if stage and found else None,
-        accept_license=job.accept_license, notify=job.notify,
-    )  # fmt: skip
+    place, split, _ = place_of(config.data, job.inputs)
+    data = place or Path(config.data)
+    return partial(least_missed, layers=config.layers, data=data, split=split, notify=job.notify)
 
 
 def teacher(job: Job) -> Outcome:

@@ -67,13 +67,21 @@ def stage_of(source: str, before: Sequence[str]) -> str | None:
 
 def path_of(source: str, inputs: Mapping[str, Path], split: str) -> str:
     """The path, with its split, for a source that names a stage; a path as it is."""
+    place, named, weight = place_of(source, inputs)
+    if place is None:
+        return source
+    taken = named or split
+    return f"{place}{f'@{taken}' if taken else ''}{weight or ''}"
+
+
+def place_of(source: str, inputs: Mapping[str, Path]) -> tuple[Path | None, str | None, str | None]:
+    """The folder, split and weight of a source that names a stage, those of the latter two that it has; of a path no
+    folder. Raises as `stage_of` does."""
     stage = stage_of(source, list(inputs))
     if stage is None:
-        return source
+        return None, None, None
     found = NAMED.fullmatch(source)
-    named, weight = (found["split"], found["weight"]) if found else (None, None)
-    taken = named or split
-    return f"{inputs[stage]}{f'@{taken}' if taken else ''}{weight or ''}"
+    return (inputs[stage], found["split"], found["weight"]) if found else (inputs[stage], None, None)
 
 
 def picks_of_train(settings: Settings, before: Sequence[str]) -> list[str]:

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from ojak.errors import InputRefused, UsageError
 from ojak.evaluate.depth import cuts, least_missed
-from ojak.model.load import Model, load_model
+from ojak.model.load import Model, load_model, read_source
 from ojak.model.shrink import decoder_with, shrink_model
+from ojak.model.source import Source
 from ojak.records import Document, Preference
 
 TEXTS = [
@@ -71,9 +72,9 @@ def test_idle_layers_go(family: str, tmp_path: Path) -> None:
         "".join(json.dumps({"text": t.text}) + "\n" for t in TEXTS), "utf-8"
     )
     said: list[str] = []
-    kept = least_missed(str(tmp_path / "whole"), 3, tmp_path / "texts.jsonl", notify=said.append)
+    kept = least_missed(read_source(tmp_path / "whole"), 3, tmp_path / "texts.jsonl", notify=said.append)
     assert kept == (0, 3, 4) and "nats a token on 3 rows" in said[-1]
-    made = shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=3, choose=lambda: kept)
+    made = shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=3, choose=lambda source: kept)
     small = load_model(tmp_path / "small", dtype="float32")
     ids = torch.tensor([[5, 9, 33, 7, 120, 61, 2, 80]])
     assert made.layers == kept and torch.allclose(small.decoder(ids), model.decoder(ids), atol=1e-5)
@@ -99,8 +100,9 @@ def test_what_tells_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="of a model that has 3"):
         cuts(model, 4, TEXTS)
     assert [cut.layers for cut in cuts(model, 3, TEXTS)] == [(0, 1, 2)]
+    model.save(tmp_path / "whole")
     with pytest.raises(UsageError, match="nothing at"):
-        least_missed("x", 2, tmp_path / "none.jsonl", notify=print)
+        least_missed(read_source(tmp_path / "whole"), 2, tmp_path / "none.jsonl", notify=print)
 
 
 def test_losses_that_are_no_numbers_come_last(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_read(tmp_path: Path
     tiny.model(num_hidden_layers=3).save(tmp_path / "whole")
     asked: list[bool] = []
 
-    def choose() -> tuple[int, ...]:
+    def choose(source: Source) -> tuple[int, ...]:
         asked.append(True)
         return (0, 2)
 
