@@ -155,20 +155,28 @@ def markdown(found: Line) -> str:
          f"{found['over_plain'][name]['median']:.3f}" if name in found["over_plain"] else ""]
         for name, each in found["step_s"].items()
     ]  # fmt: skip
-    memory = [
+    return (
+        harness.table(("step", "CPU seconds, median (range)", "over plain"), rows)
+        + "\n\n"
+        + memory_table(found)
+    )
+
+
+def memory_table(found: Line) -> str:
+    rows = [
         [f"{line['rows']} x {line['vocabulary']:,}", f"{line['peak_bytes'] / 2**20:.0f}",
          f"{line['weight_bytes'] / 2**20:.0f}", f"{line['logits_float32'] / 2**20:.0f}"]
         for line in found["loss_bytes"]
     ]  # fmt: skip
     head = ("rows x vocabulary", "loss, at most", "output layer", "all logits in float32")
-    parts = [harness.table(("step", "CPU seconds, median (range)", "over plain"), rows), "Memory, MiB:"]
-    return "\n\n".join([*parts, harness.table(head, memory)]) + "\n"
+    return f"Memory, MiB:\n\n{harness.table(head, rows)}\n"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--data", type=pathlib.Path, required=True, help="a JSON list of {instruction, input, output}")
+    add("--data", type=pathlib.Path, help="a JSON list of {instruction, input, output}")
+    add("--memory", action="store_true", help="of the loss alone, without data; the day's other figures stay")
     add("--rows", type=int, default=64, help="of the data, read once by the teacher for the cache")
     add("--batch", type=int, default=8)
     add("--repeats", type=int, default=5, help="batches that are timed")
@@ -181,7 +189,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--no-peer", action="store_true", help="leave TRL out")
     add("--peers-python", type=pathlib.Path, default=PEERS_HOME / ".peers" / "bin" / "python")
     add("--results", type=pathlib.Path, default=harness.RESULTS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not (args.data or args.memory):
+        parser.error("give --data, or --memory")
+    return args
 
 
 def main() -> int:
@@ -190,6 +201,12 @@ def main() -> int:
 
     torch.set_num_threads(args.threads)
     machine, started, failure = harness.machine(), datetime.now(UTC), None
+    path = args.results / f"distil-{started:%Y-%m-%d}-{harness.slug(machine['cpu'] or 'unknown')}.json"
+    if args.memory:
+        found = {"loss_bytes": loss_bytes()}
+        harness.update_results(path, found)
+        print(memory_table(found))
+        return 0
     with tempfile.TemporaryDirectory(prefix="ojak-bench-") as name:
         folder = pathlib.Path(name)
         data = folder / "rows.json"
@@ -205,7 +222,6 @@ def main() -> int:
                 harness.say(f"trl-gkd failed: {failure}")
     found |= summary(found) | {"loss_bytes": loss_bytes(), "failure": failure}
     settings = {name: getattr(args, name) for name in ("rows", "batch", "repeats", "threads")}
-    path = args.results / f"distil-{started:%Y-%m-%d}-{harness.slug(machine['cpu'] or 'unknown')}.json"
     head = {"benchmark": "distil", "machine": machine, "at": started.isoformat(timespec="seconds")}
     harness.update_results(path, {**head, "settings": settings, **found})
     print(markdown(found))

@@ -50,7 +50,7 @@ def tuned(model: str, data: Sequence[Path], out: Path, tokens: int) -> str:
     make_lessons(data, out / "lessons", shots=1)
     config = TrainConfig(
         objective="finetune", model=model, data=(str(out / "lessons"),), out=out / "tuned", style="synthesizer",
-        max_tokens=tokens, lr=1e-4, batch=8, max_len=1024,
+        max_tokens=tokens, lr=1e-4, batch=2, max_len=1024,
     )  # fmt: skip
     train(config, notify=print)
     return str(out / "tuned" / "model")

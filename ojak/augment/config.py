@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ojak._child import MOST_WORKERS
 from ojak._settings import Settings, wrong_value
 from ojak.augment.dialects import FormatName
 from ojak.augment.templates import read_bank
@@ -30,6 +31,7 @@ class AugmentConfig(Settings):
     check), with thresholds of one's own where it holds some; by rules, and if there is a `verifier`, by a model that
     reads each pair with its text and without it. templates: a bank of templates for all texts; without one, that of
     each group's language. split: of an artifact, by default "train". limit: at most so many documents.
+    workers: processes that make pairs by rules, by default one for each CPU; they change the time, not the result.
     """
 
     synthesizer: str = Field(default=RULES, min_length=1)
@@ -46,6 +48,7 @@ class AugmentConfig(Settings):
     split: str | None = Field(default=None, min_length=1)
     limit: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    workers: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     engine: EngineName = "native"
     url: str | None = None
     tokenizer: str | None = Field(default=None, min_length=1)
@@ -87,7 +90,7 @@ class AugmentConfig(Settings):
 
     def recorded(self) -> dict[str, Any]:
         """The settings as a manifest keeps them: of paths the names alone, nothing of where a server is."""
-        found = self.model_dump(mode="json", exclude={"url", "key_env", "accept_license"})
+        found = self.model_dump(mode="json", exclude={"url", "key_env", "accept_license", "workers"})
         for name in ("synthesizer", "verifier", "tokenizer", "templates"):
             value = found[name]
             found[name] = Path(value).name if value and Path(value).exists() else value

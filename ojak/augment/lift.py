@@ -73,10 +73,17 @@ def lift_data(source: Artifact | Path | str, out: Path | str, config: LiftConfig
     has more than one), `empty_answer`, `same_length` (no limit lies between the two answers), `has_a_limit` (it was
     made so before: two limits would contradict each other).
 
-    Raises InputRefused for rows of another kind, and what `publish` raises.
+    Raises InputRefused for rows of another kind and for what was lifted before, and what `publish` raises.
     """
     config, path = config or LiftConfig(), source.path if isinstance(source, Artifact) else Path(source)
-    splits = list(Artifact.open(path).splits) if is_artifact(path) else [None]
+    artifact = Artifact.open(path) if is_artifact(path) else None
+    splits = list(artifact.splits) if artifact else [None]
+    if artifact and artifact.kind == KIND:
+        raise InputRefused(
+            f"{path} was made by `ojak lift`",
+            why="its rows have a limit already, and beside them stand those that they were made from",
+            fix="give the data that it was made from",
+        )
     cases = {split or "train": _cases(path, split, config) for split in splits}
     return publish(
         Path(out),

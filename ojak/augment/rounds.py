@@ -7,7 +7,7 @@ k + 1. A text without a sound pair is no example, and cuts the chain; so does a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ojak.augment.config import AugmentConfig
@@ -16,6 +16,7 @@ from ojak.augment.draws import Draws
 from ojak.augment.pairs import Pair
 from ojak.augment.parsed import DUPLICATE, Discarded, same_question
 from ojak.augment.pieces import cut
+from ojak.augment.verify import VerifyConfig, check_all
 from ojak.engines.base import Engine, require
 from ojak.errors import UsageError
 from ojak.model.request import Completion, Request, Sampling
@@ -60,6 +61,23 @@ class Work:
 
 
 Check = Callable[[Sequence[Work]], None]
+
+
+def check_works(reader: Engine | None, works: Sequence[Work], thresholds: VerifyConfig) -> None:
+    """Drops the pairs that fail the check against their text, by rules and where there is one by a `reader`; notes of
+    the others what was found."""
+    items = [(work.document.text, pair) for work in works for pair in work.pairs]
+    verdicts = check_all(reader, items, thresholds)
+    for work in works:
+        made, work.pairs = work.pairs, []
+        for pair in made:
+            verdict = next(verdicts)
+            if verdict.ok is False:
+                text = "\n".join((pair.question, *pair.options, pair.answer))
+                work.discarded.append(Discarded(verdict.reason, text))
+            else:
+                scores = {**pair.scores, **verdict.scores}
+                work.pairs.append(replace(pair, verified=verdict.ok, scores=scores))
 
 
 class Synthesizer:

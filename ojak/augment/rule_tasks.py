@@ -29,7 +29,7 @@ from ojak.augment.rules_parts import (
     passages,
     swapped,
 )
-from ojak.augment.rules_text import Reading, Sentence, Term
+from ojak.augment.rules_text import Reading, Sentence, Term, reading
 from ojak.augment.verify_text import compared, holds
 from ojak.judge.language import language
 from ojak.records import Document
@@ -97,10 +97,8 @@ def make_pairs(document: Document, *, seed: int, most: int | None = None) -> lis
     At most `MOST_OF_A_TASK` of a task, of the first `MAX_CHARACTERS` characters. No sentence is used for two questions
     of one answer each, no two questions are alike, no question holds its answer.
     """
-    reading = Reading(document.text)
-    maker = _Maker(
-        reading, wordings().get(language(reading.text), wordings()["en"]), Draws(seed, document.id)
-    )
+    found = reading(document.text)
+    maker = _Maker(found, wordings().get(language(found.text), wordings()["en"]), Draws(seed, document.id))
     made = {task.name: maker.of_text(task.name) for task in TASKS if not task.share}
     made |= maker.of_sentences([task for task in TASKS if task.share])
     order = maker.draws.shuffled("tasks", [task.name for task in TASKS])

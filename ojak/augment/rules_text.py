@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from ojak.rules.rule import MAX_CHARACTERS, WIDE, word_count
@@ -254,6 +254,12 @@ class Reading:
             for word in pattern.finditer(sentence):
                 if word[0].casefold() in self._recurring:
                     yield Term(word[0], "word", word.start(), word.end())
+
+
+@lru_cache(maxsize=4)
+def reading(text: str) -> Reading:
+    """The `Reading` of a text; those of the last few texts are kept: pairs are made of one, and then checked."""
+    return Reading(text)
 
 
 def _frame(sentence: Sentence, term: Term) -> tuple[str, str]:

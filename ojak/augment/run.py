@@ -22,10 +22,9 @@ from ojak.artifact import Artifact, publish, refuse_inside
 from ojak.augment.blocks import Kept, blocks, group_id, groups
 from ojak.augment.config import AugmentConfig
 from ojak.augment.draws import Draws
-from ojak.augment.parsed import Discarded
-from ojak.augment.rounds import Synthesizer, Work
+from ojak.augment.rounds import Synthesizer, Work, check_works
+from ojak.augment.rules_crew import RulesCrew
 from ojak.augment.templates import banks, read_bank, render_group
-from ojak.augment.verify import check_all
 from ojak.engines.base import Engine
 from ojak.engines.open import EngineSpec, open_engine
 from ojak.engines.remembering import Remembering, remembering
@@ -224,6 +223,10 @@ class _Run:
         self.origin, self.config, self.models, self.listener = origin, config, models, progress
         self.verifier = models.reader
         self.synthesizer = Synthesizer(models.writer, config) if models.writer else None
+        checked = config.thresholds if config.verify and self.verifier is None else None
+        self.rules = models.stack.enter_context(
+            RulesCrew(config.seed, config.most_pairs, checked, config.workers)
+        )
         self.bank = read_bank(config.templates) if config.templates else None
         templates = {"given": self.bank} if self.bank else banks()
         key = {
@@ -274,30 +277,16 @@ class _Run:
         self.models.forget()
 
     def _by_rules(self, works: Sequence[Work]) -> None:
-        from ojak.augment.rule_tasks import make_pairs
-
-        for work in works:
-            work.take(make_pairs(work.document, seed=self.config.seed, most=self.config.most_pairs))
-            work.pieces = 1
-            self._check([work])
-            self._told(1, 0)
+        if self.verifier is None:
+            self.rules.work(works, self._told)
+            return
+        self.rules.work(works)
+        self._check(works)
+        self._told(len(works), 0)
 
     def _check(self, works: Sequence[Work]) -> None:
-        """Drops the pairs that fail the check against their text; notes of the others what was found."""
-        if not self.config.verify:
-            return
-        items = [(work.document.text, pair) for work in works for pair in work.pairs]
-        verdicts = check_all(self.verifier, items, self.config.thresholds)
-        for work in works:
-            made, work.pairs = work.pairs, []
-            for pair in made:
-                verdict = next(verdicts)
-                if verdict.ok is False:
-                    text = "\n".join((pair.question, *pair.options, pair.answer))
-                    work.discarded.append(Discarded(verdict.reason, text))
-                else:
-                    scores = {**pair.scores, **verdict.scores}
-                    work.pairs.append(replace(pair, verified=verdict.ok, scores=scores))
+        if self.config.verify:
+            check_works(self.verifier, works, self.config.thresholds)
 
     def _documents(self, works: Sequence[Work]) -> list[Document]:
         """The documents with what was made of them, those of a group one after another."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Container, Sequence
 from functools import cached_property, lru_cache
 
-from ojak.augment.rules_text import Reading, cut_sentences
+from ojak.augment.rules_text import cut_sentences, reading
 from ojak.rules.rule import MAX_CHARACTERS, WIDE
 from ojak.similarity import normalize
 
@@ -57,6 +57,7 @@ def words_of(text: str) -> list[str]:
     return WIDE.sub(r" \g<0> ", text).split()
 
 
+@lru_cache(maxsize=2**16)
 def stem(word: str) -> str:
     """A word without its English ending ("dammed" and "dam", "destroyed" and "destroy"), a number by its value."""
     word = _COUNTED.get(word, word)
@@ -112,9 +113,9 @@ class Ground:
         self.text = text[:MAX_CHARACTERS]
         self.normal = compared(self.text)
         self.numbers = numbers(self.text)
-        reading = Reading(self.text)
-        self.collapsed = reading.collapsed
-        self.sentences = [sentence.text for sentence in reading.sentences] or [self.text]
+        found = reading(self.text)
+        self.collapsed = found.collapsed
+        self.sentences = [sentence.text for sentence in found.sentences] or [self.text]
         self._stems = [set(content(sentence)) for sentence in self.sentences]
         self._where: dict[str, list[int]] = {}
         for place, stems in enumerate(self._stems):

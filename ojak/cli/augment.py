@@ -44,6 +44,9 @@ def augment(
     split: Annotated[str | None, typer.Option(metavar="NAME", help="The split of an artifact; default: train.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pairs and templates.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that make pairs by rules; default: one a core.")
+    ] = None,
     engine: Engine = "native",
     url: Url = None,
     tokenizer: Tokenizer = None,
@@ -68,8 +71,8 @@ def augment(
         AugmentConfig, sets or [], "see `ojak augment --help`",
         synthesizer=synthesizer, shots=shots, format=format, max_tokens=max_tokens,
         piece_tokens=piece_tokens, most_pieces=most_pieces, most_pairs=most_pairs, temperature=temperature,
-        verify=verify, verifier=verifier, templates=templates, split=split, limit=limit, seed=seed, engine=engine,
-        url=url, tokenizer=tokenizer, key_env=key_env, accept_license=tuple(accept_license or ()),
+        verify=verify, verifier=verifier, templates=templates, split=split, limit=limit, seed=seed, workers=workers,
+        engine=engine, url=url, tokenizer=tokenizer, key_env=key_env, accept_license=tuple(accept_license or ()),
     )  # fmt: skip
     if config.verify and not verify:
         raise UsageError("--no-verify leaves nothing to set", fix="leave out --no-verify, or --set verify")

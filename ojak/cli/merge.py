@@ -150,5 +150,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _cell(figures: Mapping[str, Any]) -> str:
-    value, low, high = figures["perplexity"]
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    from ojak.report.text import fixed
+
+    value, low, high = (fixed(each, 3) for each in figures["perplexity"])
+    return f"{value} ({low} to {high})"

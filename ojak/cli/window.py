@@ -93,13 +93,15 @@ def _show(found: Mapping[str, Any]) -> None:
 
 
 def _row(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    from ojak.report.text import fixed
+
     window = "all" if cell["window"] is None else f"{cell['window']:,}"
     low, high = cell["perplexity_interval"]
     return (
         f"{cell['context']:,}",
         window + ("" if cell["softcaps"] else " uncapped") + (" *" if cell["trained"] else ""),
-        f"{cell['perplexity']:,.2f}",
-        f"{low:,.2f} to {high:,.2f}",
+        fixed(cell["perplexity"], 2),
+        f"{fixed(low, 2)} to {fixed(high, 2)}",
         f"{cell['cache_bytes'] / MIB:,.1f}",
         f"{cell['memory_bytes'] / MIB:,.0f}",
         f"{cell['prefill_tokens_s']:,.0f}",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from ojak._child import MOST_WORKERS, workers
 from ojak._settings import Settings
 from ojak.rules.privacy import KINDS
 
-MOST_WORKERS = 64
 CODE = re.compile(r"[a-z]{2}")
 
 
@@ -62,4 +61,4 @@ class CorpusConfig(Settings):
 
     def processes(self) -> int:
         """How many workers that is on this machine."""
-        return self.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        return workers(self.workers)

@@ -6,14 +6,13 @@ sent again. So what becomes of a document depends on nothing but the document.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from ojak.corpus.child import Child, Ended
+from ojak._child import Child, Ended, in_turn
 from ojak.corpus.config import CorpusConfig
 from ojak.corpus.profiles import languages
 from ojak.corpus.reading import Raw
@@ -60,20 +59,10 @@ class Crew:
 
     def decided(self, raws: Iterable[Raw]) -> Iterator[Decided]:
         """What becomes of each, in order."""
-        idle = [_Worker(self._started) for _ in range(self._size)]
-        for worker in idle:
+        workers = [_Worker(self._started) for _ in range(self._size)]
+        for worker in workers:
             self._stack.callback(worker.close)
-        busy: deque[_Worker] = deque()
-        for batch in _batches(raws):
-            if not idle:
-                first = busy.popleft()
-                yield from first.replies()
-                idle.append(first)
-            worker = idle.pop()
-            worker.give(batch)
-            busy.append(worker)
-        for worker in busy:
-            yield from worker.replies()
+        yield from in_turn(workers, _batches(raws))
 
     def _started(self) -> Child:
         return Child(MODULE, self._settings, cpu_s=self._cpu_s, memory_bytes=self._memory_bytes)

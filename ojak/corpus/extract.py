@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ojak.corpus.child import told
+from ojak._child import told
 
 MOST_TITLE = 300
 MOST_PAGES = 20_000

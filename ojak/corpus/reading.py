@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import orjson
 
+from ojak._child import Ended
 from ojak._compressed import open_unpacked
-from ojak.corpus.child import Ended
 from ojak.corpus.inputs import OF_ROWS, InputFile
 from ojak.corpus.records import MOST_BYTES, RecordsChild, plain_extra
 from ojak.errors import InputRefused

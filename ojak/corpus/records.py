@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from ojak.corpus import child
+from ojak import _child as child
 
 if TYPE_CHECKING:
     from types import TracebackType

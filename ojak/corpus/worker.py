@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import orjson
 
-from ojak.corpus import child
+from ojak import _child as child
 from ojak.corpus.extract import Extracted, Unreadable, check_libraries, extract
 from ojak.corpus.filters import Filters
 from ojak.errors import OjakError

@@ -26,6 +26,7 @@ from ojak.records import AnyRecord, Conversation, Document
 BLOCK = 64  # rows encoded at once
 LONGEST_WINDOW = 2048  # tokens; the memory for masks grows with its square
 SAMPLES = 1000  # of the bootstrap
+MOST_NATS = 690.0  # a token; exp of a few more is beyond all floats, and a picture's axes need some room
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,17 @@ class Likelihood:
             "tokens": int(tokens.sum()),
             "bytes": int(size.sum()),
             "loss": loss[0],
-            "perplexity": math.exp(loss[0]),
-            "perplexity_interval": [math.exp(x) for x in loss[1:]],
+            "perplexity": perplexity(loss[0]),
+            "perplexity_interval": [perplexity(x) for x in loss[1:]],
             "bits_per_byte": bits[0],
             "bits_per_byte_interval": bits[1:],
             "skipped": self.skipped,
         }
+
+
+def perplexity(loss: float) -> float:
+    """exp of nats a token, at most 5e299: a merge at a wild scale can be so bad that no float holds it."""
+    return math.exp(min(loss, MOST_NATS))
 
 
 def likelihood(engine: NativeEngine, records: Iterable[AnyRecord]) -> Likelihood:

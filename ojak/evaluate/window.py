@@ -24,7 +24,7 @@ from ojak._progress import silent
 from ojak.artifact import publish
 from ojak.engines.native import NativeEngine
 from ojak.errors import InputRefused, ResumeRefused, UsageError, VerificationFailed
-from ojak.evaluate.likelihood import ratio_interval
+from ojak.evaluate.likelihood import perplexity, ratio_interval
 from ojak.evaluate.rows import rows_at
 from ojak.evaluate.run import Keep, inputs_of
 from ojak.evaluate.window_config import WindowConfig
@@ -242,8 +242,8 @@ def _summary(cell: dict[str, Any], every: Sequence[dict[str, Any]], seed: int) -
     return {
         **{name: value for name, value in cell.items() if not name.startswith("block_")},
         "loss": loss[0],
-        "perplexity": math.exp(loss[0]),
-        "perplexity_interval": [math.exp(value) for value in loss[1:]],
+        "perplexity": perplexity(loss[0]),
+        "perplexity_interval": [perplexity(value) for value in loss[1:]],
         "difference": apart[0],
         "difference_interval": apart[1:],
     }

@@ -19,7 +19,12 @@ def _identifier() -> Any:
 
 def identify(text: str) -> tuple[str, float]:
     """(ISO 639-1 code, how sure, in [0, 1]) of the text's likeliest language; "und" and 0 where it has no letters."""
-    text = text[:MOST_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return _identified(text[:MOST_CHARS].encode("utf-8", "replace").decode("utf-8"))
+
+
+# Who makes something of a text, and who checks or writes it, ask about the same one in turn.
+@functools.lru_cache(maxsize=64)
+def _identified(text: str) -> tuple[str, float]:
     if not any(char.isalpha() for char in text):
         return UNKNOWN, 0.0
     code, sure = _identifier().classify(text)

@@ -15,7 +15,13 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 ON_TASK_VECTORS = ("slerp", "task", "ties", "dare", "liti")  # what a model has learnt since its base
 SCALED = ("slerp", "task", "ties", "dare")
 OF_ONE = {"angle": "slerp", "density": "ties", "drop": "dare"}  # settings that other methods would pass over
+ROUNDING = 1e-9  # of a sum of weights, relative to theirs
 FEWEST = {"linear": 2, "slerp": 2}
+
+
+def _cancels(weights: tuple[float, ...]) -> bool:
+    """Whether the sum is 0 but for rounding: what 0.1 + 0.2 - 0.3 divides would be 1e16 times too large."""
+    return abs(math.fsum(weights)) <= ROUNDING * math.fsum(map(abs, weights))
 
 
 class HowConfig(Settings):
@@ -50,7 +56,7 @@ class HowConfig(Settings):
             raise ValueError(f"{self.method} takes one weight: {name}")
         if self.method == "ema" and self.weights and not 0 <= self.weights[0] <= 1:
             raise ValueError("the weight of ema lies between 0 and 1")
-        if self.method in ("linear", "ties") and self.weights and sum(self.weights) == 0:
+        if self.method in ("linear", "ties") and self.weights and _cancels(self.weights):
             raise ValueError(f"{self.method} divides by the sum of the weights, which is 0")
         if self.method == "slerp" and self.weights and (min(self.weights) < 0 or sum(self.weights) == 0):
             raise ValueError("the weights of slerp are shares of an arc: none below 0, and not all 0")

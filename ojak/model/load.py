@@ -251,16 +251,21 @@ def build(config: DecoderConfig, source: Source, dtype: torch.dtype, device: tor
                 why=f"its shape is {tuple(tensor.shape)}; the configuration asks for {expected}",
             )
         tensor = tensor.to(device=device, dtype=dtype)
-        if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-            raise InputRefused(
-                f"the weight {name[:200]!r} holds infinities or NaNs", fix="use another copy of the model"
-            )
+        check_finite(name, tensor)
         _assign(decoder, name, tensor)
     if missing:
         raise InputRefused(f"{len(missing)} weights are missing", why=f"the first is {next(iter(missing))}")
     if config.tie_word_embeddings:
         decoder.lm_head.weight = decoder.model.embed_tokens.weight
     return decoder
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raises InputRefused for a weight with infinities or NaNs."""
+    if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        raise InputRefused(
+            f"the weight {name[:200]!r} holds infinities or NaNs", fix="use another copy of the model"
+        )
 
 
 def _assign(decoder: Decoder, name: str, tensor: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from ojak.errors import InputRefused, UsageError
 from ojak.model import checkpoint
 from ojak.model.config import config_from_hf, config_to_hf
 from ojak.model.decoder import Decoder, DecoderConfig
-from ojak.model.load import from_source, read_source
+from ojak.model.load import check_finite, from_source, read_source
 from ojak.model.source import Source
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -131,6 +131,7 @@ def _weights(source: Source, whole: DecoderConfig) -> Iterator[tuple[str, Tensor
             raise InputRefused(
                 f"the weight {name[:200]!r} of shape {tuple(tensor.shape)} does not fit the model's configuration"
             )
+        check_finite(name, tensor)
         yield name, tensor.bfloat16() if source.quantization else tensor
     if expected:
         raise InputRefused(f"{len(expected)} weights are missing", why=f"the first is {next(iter(expected))}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from ojak.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Mark, nice_step
-from ojak.report.text import fixed, humanize, number
+from ojak.report.text import fixed, humanize, number, tick
 from ojak.report.training import Point, Training, TrainingRun
 
 Curve: TypeAlias = list[tuple[float, float]]
@@ -16,6 +16,12 @@ MAX_ARMS = 8  # as many as there are colours
 TOP = 12
 MEAN_POINTS = 60
 TABLE_POINTS = 8
+ACCURACY = "accuracy"
+KNOWN_UNITS = {ACCURACY: "share of right answers", "logprob": "nats a token"}
+KNOWN_NOTES = {
+    ACCURACY: "The share of prompts whose right answer is likelier than each of the wrong ones beside it.",
+    "logprob": "How likely the right answers are: the log-probability of a token of them.",
+}
 # Runs that are not alike in these count different things in their losses; comparisons of models have such a rule, too.
 SHAPING = ("objective", "distil", "prefer", "reinforce", "style", "mask_roles", "model")
 
@@ -39,6 +45,7 @@ class CurveFigure:
     """A figure in a box of `width` x `height`, what it says in words, and its means as a table."""
 
     what: str
+    y_unit: str
     x_unit: str
     summary: str
     arms: list[ArmCurve]
@@ -54,8 +61,8 @@ class CurveFigure:
 
 
 def figures(training: Training, colors: dict[str, int]) -> list[CurveFigure]:
-    """The loss in training, and those on held-out rows that were taken more than once; on validation rows, one taken
-    once is a dot."""
+    """The loss in training, those on held-out rows that were taken more than once, and what was known by heart; on
+    validation rows, a loss taken once is a dot."""
     arms = {arm: runs for arm, runs in training.arms.items() if arm in colors}
     runs = [run for each in arms.values() for run in each]
     by_tokens = all(point.tokens is not None for run in runs for points in run.curves for point in points)
@@ -71,18 +78,45 @@ def figures(training: Training, colors: dict[str, int]) -> list[CurveFigure]:
     ]
     if often:
         found.append(_figure("Loss on validation rows", unit, checks, {}, colors, ""))
-    for name in dict.fromkeys(name for run in runs for name, points in run.more.items() if len(points) > 1):
-        held_out = {
-            arm: [_curve(run.more.get(name, []), by_tokens) for run in each] for arm, each in arms.items()
-        }
-        found.append(_figure(f"Loss on held-out rows: {humanize(name)}", unit, held_out, {}, colors, ""))
+    more = _often(arms, lambda run: run.more, by_tokens)
+    found += [
+        _figure(f"Loss on held-out rows: {humanize(name)}", unit, curves, {}, colors, "")
+        for name, curves in more.items()
+    ]
+    found += _known(_often(arms, lambda run: run.known, by_tokens), unit, colors)
     return [figure for figure in found if figure is not None]
 
 
+def _often(
+    arms: dict[str, list[TrainingRun]], of: Callable[[TrainingRun], dict[str, list[Point]]], by_tokens: bool
+) -> dict[str, dict[str, list[Curve]]]:
+    """{name: the curves of each arm} of what some run measured more than once."""
+    runs = [run for each in arms.values() for run in each]
+    names = dict.fromkeys(name for run in runs for name, points in of(run).items() if len(points) > 1)
+    return {
+        name: {arm: [_curve(of(run).get(name, []), by_tokens) for run in each] for arm, each in arms.items()}
+        for name in names
+    }
+
+
+def _known(
+    often: dict[str, dict[str, list[Curve]]], unit: str, colors: dict[str, int]
+) -> Iterator[CurveFigure | None]:
+    """How facts are learnt and forgotten, a figure for each kind of them: the share of right answers, and where there
+    are no wrong ones to choose from, how likely the right ones are."""
+    for name, curves in often.items():
+        kind, _, measure = name.rpartition("_")
+        if measure == ACCURACY or f"{kind}_{ACCURACY}" not in often:
+            yield _figure(
+                f"Facts known by heart: {humanize(kind)}", unit, curves, {}, colors, KNOWN_NOTES[measure],
+                y_unit=KNOWN_UNITS[measure],
+            )  # fmt: skip
+
+
 def _curve(points: Sequence[Point], by_tokens: bool) -> Curve:
-    """(x, loss) in rising order of x."""
-    places = [(point.tokens if by_tokens else point.step, point.loss) for point in points]
-    return sorted((x, loss) for x, loss in places if x is not None)
+    """(x, value) in rising order of x."""
+    places = [(point.tokens if by_tokens else point.step, point.value) for point in points]
+    return sorted((x, value) for x, value in places if x is not None)
 
 
 def _note(arms: Collection[Sequence[TrainingRun]], dots: bool) -> str:
@@ -111,6 +145,7 @@ def _figure(
     dots: dict[str, list[Curve]],
     colors: dict[str, int],
     note: str,
+    y_unit: str = "loss",
 ) -> CurveFigure | None:
     known = {arm: [curve for curve in each if curve] for arm, each in curves.items()}
     known = {arm: each for arm, each in known.items() if each}
@@ -130,7 +165,7 @@ def _figure(
         for arm, each in known.items()
     ]
     summary = "; ".join(f"{arm}: {_ends(curve)}" for arm, curve in means.items())
-    return CurveFigure(what, unit, summary, arms, axes.x_ticks(), axes.y_ticks(), _table(means), note)
+    return CurveFigure(what, y_unit, unit, summary, arms, axes.x_ticks(), axes.y_ticks(), _table(means), note)
 
 
 def _ends(curve: Curve) -> str:
@@ -192,13 +227,13 @@ class Axes:
         ]
 
     def y_ticks(self) -> list[Mark]:
-        """At round losses."""
+        """At round values."""
         digits = (
             0 if self.step % 1000 == 0 else 1 if self.step % 100 == 0 else 2 if self.step % 10 == 0 else 3
         )
         count = round((self.high - self.low) * 1000 / self.step)
         values = [self.low + index * self.step / 1000 for index in range(min(count, 10) + 1)]
-        return [Mark(self.place((0, value))[1], fixed(value, digits)) for value in values]
+        return [Mark(self.place((0, value))[1], tick(value, digits)) for value in values]
 
 
 def _table(means: dict[str, Curve]) -> list[tuple[str, list[str]]]:

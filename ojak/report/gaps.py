@@ -78,7 +78,7 @@ def gap_lines(training: Training) -> list[GapLine]:
 
 def _curves(run: TrainingRun) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[Point]] = {VALIDATION: run.checks, **run.more}
-    return {name: [(point.step, point.loss) for point in points] for name, points in curves.items()}
+    return {name: [(point.step, point.value) for point in points] for name, points in curves.items()}
 
 
 def _line(arm: str, rows: str, gaps: Sequence[Gap]) -> GapLine:

@@ -147,7 +147,8 @@ def measure(records: Iterable[Record], rejected: Iterable[Rejected], *, seed: in
         found.accepted += 1
         if isinstance(record, Conversation):
             _add_conversation(found, record)
-            pairs.add(record)
+            if not is_fact(record):
+                pairs.add(record)
     samples: dict[str, Reservoir[Rejected]] = {}
     for row in rejected:
         reason = _add_rejected(found, row)
@@ -157,6 +158,11 @@ def measure(records: Iterable[Record], rejected: Iterable[Rejected], *, seed: in
     found.pairs = pairs.items()
     found.rejected_rows = [row for sample in samples.values() for row in sample.items()]
     return found
+
+
+def is_fact(row: Conversation) -> bool:
+    """Whether the row is a probe's: its answer is the right one, and no model wrote it."""
+    return "fact" in row.meta and row.meta.get("reference") is True
 
 
 def first_text(record: Conversation, role: str) -> str:

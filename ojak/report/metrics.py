@@ -67,6 +67,7 @@ def _memory(value: float) -> str:
 
 
 HELD_OUT = "val_loss_"  # begins the names of losses on further held-out rows
+PROBE = "probe_"  # begins the names of what was known by heart; the kind of facts and the measure follow
 POINTS = "\u00a0points"
 KNOWN = {
     metric.name: metric
@@ -88,8 +89,20 @@ KNOWN = {
 }
 
 
+# The measures of facts: (name, what, how a value is written, unit of a difference, most).
+OF_FACTS: dict[str, tuple[str, str, Show, str, float | None]] = {
+    "logprob": ("log-probability", "of the right answers, nats per token", _digits(3), "", None),
+    "exact": ("written", "right answers that greedy decoding writes", _share, POINTS, 1),
+    "accuracy": ("chosen", "right answers likelier than the wrong ones beside them", _share, POINTS, 1),
+}
+
+
 def metric(name: str) -> Metric:
     """The measure of that name; one that nobody knows is shown as it is, and neither way of it is better."""
+    kind, _, measure = name.removeprefix(PROBE).rpartition("_")
+    if name.startswith(PROBE) and kind and measure in OF_FACTS:
+        word, what, show, unit, most = OF_FACTS[measure]
+        return Metric(name, f"Facts, {text.humanize(kind)}: {word}", what, 1, show, unit, most=most)
     if name.startswith(HELD_OUT):
         rows = text.humanize(name.removeprefix(HELD_OUT))
         return Metric(name, f"Loss on the held-out rows {rows}", "nats per supervised token", -1, _digits(3))

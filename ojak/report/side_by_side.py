@@ -12,7 +12,7 @@ from ojak.records import Conversation
 from ojak.report import text
 from ojak.report.arms import arm_of, ordered
 from ojak.report.folders import peek
-from ojak.report.measures import Reservoir, as_number
+from ojak.report.measures import Reservoir, as_number, is_fact
 
 SHOWN, WITH_REFERENCE = 12, 8  # requests; at least so many of those whose own answer is known
 MAX_MODELS, MAX_FOLDERS = 9, 256
@@ -22,7 +22,7 @@ MAX_TURNS = 10
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer, or that there is none (`turn` is None)."""
+    """An answer, or that there is none (`turn` is None): of a fact only `notes`."""
 
     arm: str
     turn: text.Turn | None
@@ -31,12 +31,16 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request and what each model says to it; `before`: what the heading does not hold of the request."""
+    """A request and what each model says to it; `before`: what the heading does not hold of the request.
+
+    fact: it was asked for by heart, and no model wrote anything: `answers` say how likely the right answer is.
+    """
 
     heading: str
     before: list[text.Turn]
     reference: text.Turn | None
     answers: list[Said]
+    fact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,11 @@ class SideBySide:
     rows: int = 0
     models: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> bool:
+        """Whether there are facts among the requests."""
+        return any(each.fact for each in self.asked)
 
 
 def read_answers(folder: Path, arms: Sequence[str], *, seed: int = 0) -> SideBySide:
@@ -83,7 +92,7 @@ def _picked(artifact: Artifact, seed: int) -> tuple[int, dict[str, Conversation]
     rows = 0
     for row in _conversations(artifact):
         rows += 1
-        samples[not row.meta.get("reference")].add(row)
+        samples[is_fact(row) or not row.meta.get("reference")].add(row)
     known, other = (sample.items() for sample in samples)
     shown = known[: max(WITH_REFERENCE, SHOWN - len(other))]
     return rows, {row.id: row for row in [*shown, *other[: SHOWN - len(shown)]]}
@@ -114,7 +123,7 @@ def _asked(row: Conversation, names: Sequence[str], answers: dict[str, dict[str,
     turns = [(turn["role"], turn["content"]) for turn in earlier[-MAX_TURNS:]]
     if heading != request["content"] or not heading:
         turns.append((request["role"], request["content"]))
-    reference = row.meta.get("reference")
+    reference = row.messages[-1]["content"] if is_fact(row) else row.meta.get("reference")
     return Asked(
         heading or "(empty)",
         [text.turn(role, content, MAX_REQUEST_CHARS) for role, content in turns],
@@ -122,13 +131,32 @@ def _asked(row: Conversation, names: Sequence[str], answers: dict[str, dict[str,
         if isinstance(reference, str) and reference
         else None,
         [_said(name, answers[name].get(row.id)) for name in names],
+        is_fact(row),
     )
 
 
 def _said(arm: str, row: Conversation | None) -> Said:
     if row is None:
         return Said(arm, None)
+    if is_fact(row):
+        return Said(arm, None, _recalled(row))
     return Said(arm, text.turn("assistant", row.messages[-1]["content"], MAX_ANSWER_CHARS), _notes(row))
+
+
+def _recalled(row: Conversation) -> list[str]:
+    """What a model makes of the right answer."""
+    notes = []
+    if (exact := as_number(row.scores.get("exact"))) is not None:
+        notes.append("would write it" if exact else "would not write it")
+    if (rank := as_number(row.scores.get("rank"))) is not None:
+        likelier = round(rank) - 1
+        notes.append(
+            f"{text.number(likelier) if likelier else 'no'} wrong answer{'s'[: likelier != 1]} likelier"
+        )
+    tokens, logprob = as_number(row.scores.get("tokens")), as_number(row.scores.get("logprob"))
+    if tokens and logprob is not None:
+        notes.append(f"{text.signed(text.fixed(abs(logprob / tokens), 2), logprob)} nats a token")
+    return notes
 
 
 def _notes(row: Conversation) -> list[str]:

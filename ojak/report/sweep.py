@@ -11,9 +11,9 @@ from typing import Any
 from ojak._files import write_atomic
 from ojak.report.charts import BOTTOM, HEIGHT, RIGHT, WIDTH, Mark
 from ojak.report.html import environment, styled
-from ojak.report.text import fixed
+from ojak.report.text import fixed, tick
 
-LEFT, TOP = 56, 16
+LEFT, TOP = 56, 28
 TICKS = 5
 WORDS = {
     "eta": "eta, the share of the model against its base",
@@ -182,7 +182,9 @@ class _Axis:
     @classmethod
     def of(cls, values: Sequence[float], upwards: bool) -> _Axis:
         """An axis with round ends that holds all values."""
-        span = max(max(values) - min(values), 1e-6 * abs(max(values)), 1e-9)
+        largest = abs(max(values))
+        # A single value stands at the beginning of a tenth of it; floats end at a millionth.
+        span = max(max(values) - min(values) or 0.1 * largest, 1e-6 * largest, 1e-9)
         size = 10 ** math.floor(math.log10(span / TICKS))
         step = next(size * factor for factor in (1, 2, 5, 10) if span / (size * factor) <= TICKS)
         low = math.floor(min(values) / step) * step
@@ -199,4 +201,4 @@ class _Axis:
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
         count = round((self.high - self.low) / self.step)
         values = [self.low + index * self.step for index in range(count + 1)]
-        return [Mark(self.place(value), fixed(value, digits)) for value in values]
+        return [Mark(self.place(value), tick(value, digits)) for value in values]

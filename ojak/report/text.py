@@ -115,6 +115,14 @@ def fixed(value: float, digits: int) -> str:
     return f"\u2212{shown}" if value < 0 and _says_more_than_0(shown) else shown
 
 
+def tick(value: float, digits: int) -> str:
+    """A number beside an axis, in thousands or millions where it would be too long for its place: `20k`."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 1e4):
+            return f"{fixed(value / size, 3).rstrip('0').rstrip('.')}{unit}"
+    return fixed(value, digits)
+
+
 def signed(shown: str, value: float) -> str:
     """What stands for a difference's size, with its sign before it; a rounded 0 has none."""
     return f"{'+' if value > 0 else chr(0x2212)}{shown}" if _says_more_than_0(shown) else shown

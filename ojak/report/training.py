@@ -19,31 +19,34 @@ import orjson
 from ojak.report import text
 from ojak.report.folders import inside, peek
 from ojak.report.measures import as_number, dig
+from ojak.report.metrics import HELD_OUT, PROBE
 
 METRICS = "metrics.jsonl"
 MAX_RUNS, MAX_NAME = 64, 60
 MAX_LINES, MAX_LINE = 500_000, 65_536
 MAX_POINTS = 100  # of a curve, after neighbouring steps were put together
 MAX_SETTINGS = 40
-MAX_LOSSES = 8  # of a run: in training, on validation rows, on further held-out ones
-MORE = "val_loss_"
-LOSSES = re.compile(r"loss|val_loss(?:_[a-z][a-z0-9_]{0,39})?")
+MAX_CURVES = 20  # of a run: losses in training, on validation rows, on further held-out ones; kinds of facts
+CURVES = re.compile(
+    r"loss|val_loss(?:_[a-z][a-z0-9_]{0,39})?|probe_[a-z][a-z0-9_-]{0,39}_(?:accuracy|logprob)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A loss after `step` steps, which had supervised `tokens` tokens by then; None where that is not recorded."""
+    """A figure after `step` steps, which had supervised `tokens` tokens by then; None where that is not recorded."""
 
     step: float
     tokens: float | None
-    loss: float
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
     """One run: `losses` are thinned to means of neighbouring steps, `checks` are the validation losses.
 
-    more: the losses on further held-out rows, by their names.
+    more: the losses on further held-out rows, by their names. known: what was known by heart, by the kind of the facts
+    and the measure ("qa_accuracy").
     """
 
     arm: str
@@ -55,11 +58,12 @@ class TrainingRun:
     checks: list[Point]
     together: int  # steps that one of `losses` is the mean of
     more: dict[str, list[Point]] = field(default_factory=dict)
+    known: dict[str, list[Point]] = field(default_factory=dict)
 
     @property
     def curves(self) -> list[list[Point]]:
-        """All its losses."""
-        return [self.losses, self.checks, *self.more.values()]
+        """All that was measured while it ran."""
+        return [self.losses, self.checks, *self.more.values(), *self.known.values()]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -118,14 +122,22 @@ def _run(arm: str, seed: str, folder: Path, result: dict[str, Any]) -> TrainingR
     together = -(-len(losses) // MAX_POINTS) or 1
     return TrainingRun(
         arm, seed, folder, manifest, result or _result(manifest), _thinned(losses, together),
-        _some(checks), together, {name.removeprefix(MORE): _some(points) for name, points in curves.items()},
+        _some(checks), together, _named(curves, HELD_OUT), _named(curves, PROBE),
     )  # fmt: skip
 
 
-def read_curves(path: Path) -> dict[str, list[Point]]:
-    """The losses of a metrics.jsonl by name ("loss", "val_loss", "val_loss_<rows>"), in its order.
+def _named(curves: dict[str, list[Point]], prefix: str) -> dict[str, list[Point]]:
+    """The curves whose names begin so, by the rest of them."""
+    return {
+        name.removeprefix(prefix): _some(points) for name, points in curves.items() if name.startswith(prefix)
+    }
 
-    Lines that are none are passed over, and so are names beyond `MAX_LOSSES`.
+
+def read_curves(path: Path) -> dict[str, list[Point]]:
+    """The curves of a metrics.jsonl by name: "loss", "val_loss", "val_loss_<rows>", and of a probe the accuracy and the
+    log-probability, "probe_<kind>_accuracy". In its order.
+
+    Lines that are none are passed over, and so are names beyond `MAX_CURVES`.
     """
     found: dict[str, list[Point]] = {}
     tokens = None
@@ -134,10 +146,10 @@ def read_curves(path: Path) -> dict[str, list[Point]]:
         if step is None or step < 0:
             continue
         tokens = as_number(line.get("supervised_tokens", 0 if step == 0 else tokens))
-        for name in filter(LOSSES.fullmatch, line):
-            room = name in found or len(found) < MAX_LOSSES
-            if room and (loss := as_number(line[name])) is not None:
-                found.setdefault(name, []).append(Point(step, tokens, loss))
+        for name in filter(CURVES.fullmatch, line):
+            room = name in found or len(found) < MAX_CURVES
+            if room and (value := as_number(line[name])) is not None:
+                found.setdefault(name, []).append(Point(step, tokens, value))
     return found
 
 
@@ -172,7 +184,7 @@ def _mean(points: Sequence[Point]) -> Point:
     return Point(
         statistics.fmean(point.step for point in points),
         statistics.fmean(tokens) if len(tokens) == len(points) else None,
-        statistics.fmean(point.loss for point in points),
+        statistics.fmean(point.value for point in points),
     )
 
 

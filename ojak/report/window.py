@@ -172,4 +172,8 @@ def _axes(points: Curve) -> tuple[Axes, Callable[[float], float], list[Mark]]:
     high = min(each for each in round_values if each >= max(values))
     axes = Axes(max(1.0, *(x for x, _ in points)), math.log10(low), math.log10(high), 0)
     ticks = [each for each in round_values if low <= each <= high]
-    return axes, math.log10, [Mark(axes.place((0, math.log10(each)))[1], f"{each:,g}") for each in ticks]
+    return axes, math.log10, [Mark(axes.place((0, math.log10(each)))[1], _tick(each)) for each in ticks]
+
+
+def _tick(value: float) -> str:
+    return text.tick(value, 0) if value >= 1000 else f"{value:g}"

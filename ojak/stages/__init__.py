@@ -60,6 +60,7 @@ STAGES: tuple[Stage, ...] = (
         settings=pretraining.augment_settings,
         run=augment,
         code=("augment", "rules", "judge/likelihood.py", "engines", "model", "chat.py"),
+        limits=("workers",),
         own=("accept_license",),
         files=pretraining.files_of_augment,
     ),

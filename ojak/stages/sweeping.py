@@ -25,7 +25,7 @@ from ojak.merge.config import ON_TASK_VECTORS, SCALED, MergeConfig
 from ojak.model.checkpoint import read_object
 
 KIND, MANIFEST, POINTS, POINT = "merge-sweep", "manifest.json", "points.json", ".point"
-PAGE = "index.html"
+PAGE, MODEL = "index.html", "config.json"
 # The grid of WARP (arXiv 2406.16768, section 5) for eta, and one that is even on both sides between two models.
 GRID, BETWEEN = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0)
 ONE_WEIGHT = {"liti": "eta", "ema": "mu"}
@@ -136,6 +136,7 @@ def sweep_merges(
         known = _known(config)
         _measure(config, known, notify, progress)
         found = _found(config, known)
+        remove(out / MANIFEST)  # of a sweep that is replaced, now that all of the new one is known
         write_sweep(found, out / PAGE)
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomic(out / MANIFEST, text.encode())
@@ -144,20 +145,11 @@ def sweep_merges(
 
 
 def _known(config: SweepConfig) -> Measured:
-    """What an earlier run of the same sweep measured."""
+    """What an earlier run of the same sweep measured. A finished one that is to be replaced stays as long as it can."""
     out, key = config.merge.out, config.key
-    finished = read_object(out / MANIFEST)
-    if finished or (out / PAGE).exists():
-        own = finished.get("kind") == KIND
-        if not own and finished:
-            raise target_exists(out, why="it holds something else than a sweep")
-        if own and not config.merge.overwrite:
-            raise target_exists(out, why="it holds a finished sweep; --overwrite replaces it")
-        if own:
-            remove(out / PAGE)  # first: without a manifest it would be taken for somebody else's
-        remove(out / MANIFEST)
+    _check_target(config)
     there = read_object(out / POINTS)
-    if (out / PAGE).exists() and not there:
+    if (out / PAGE).exists() and not there and not (out / MANIFEST).exists():
         raise target_exists(out / PAGE, why="no sweep made it, so it is not ours to replace")
     if there and there.get("key") != key and not config.merge.overwrite:
         raise ResumeRefused(
@@ -167,6 +159,18 @@ def _known(config: SweepConfig) -> Measured:
     if there.get("key") != key:
         return Measured(key)
     return Measured(key, there["points"], there["singles"], there["models"])
+
+
+def _check_target(config: SweepConfig) -> None:
+    """Raises TargetExists for a folder that holds a model or another result, or a finished sweep that is to stay."""
+    out = config.merge.out
+    if (out / MODEL).exists():
+        raise target_exists(out / MODEL, why="a model lies there, of which a sweep is no part")
+    finished = read_object(out / MANIFEST)
+    if finished and finished.get("kind") != KIND:
+        raise target_exists(out, why="it holds something else than a sweep")
+    if finished and not config.merge.overwrite:
+        raise target_exists(out, why="it holds a finished sweep; --overwrite replaces it")
 
 
 def _measure(

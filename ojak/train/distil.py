@@ -7,13 +7,14 @@ as the student does: the same tokens by the same numbers, so their vocabularies 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ojak.errors import InputRefused, UsageError
+from ojak.model.decoder import Decoder
 from ojak.model.load import from_source, read_source
 from ojak.model.source import Source
 from ojak.train.batches import IGNORED
@@ -25,7 +26,6 @@ from ojak.train.objectives import Loss, Material, NextToken, Objective
 from ojak.train.optimizer import STATE_DTYPES
 
 if TYPE_CHECKING:
-    from ojak.model.decoder import Decoder
     from ojak.model.load import Model
     from ojak.model.tokenizer import Tokenizer
     from ojak.train.batches import Batch
@@ -84,17 +84,35 @@ def beta_of(config: DistilConfig) -> float:
 
 @dataclass(frozen=True, slots=True)
 class OnlineTeacher:
-    """A model in evaluation mode that reads each batch. vocab_size: the student's, whose padding may be shorter."""
+    """A model in evaluation mode that reads each batch."""
 
     decoder: Decoder
     own: NextToken
-    vocab_size: int
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> DenseTeacher:
         hidden_SD, _, _ = supervised(*self.own.states(self.decoder, batch))
-        weight_VD = self.decoder.get_parameter("lm_head.weight")[: self.vocab_size]
+        weight_VD = self.decoder.get_parameter("lm_head.weight")
         return DenseTeacher(hidden_SD, weight_VD, self.decoder.config.final_logit_softcapping)
+
+
+def unpadded(teacher: Model, vocab_size: int) -> Model:
+    """The teacher with its first `vocab_size` tokens, its weights shared: a student's padding may be shorter.
+
+    What lies beyond stands for nothing in the student's vocabulary: it must neither be compared nor be drawn.
+    """
+    if teacher.config.vocab_size == vocab_size:
+        return teacher
+    config = replace(teacher.config, vocab_size=vocab_size)
+    with torch.device("meta"):
+        small = Decoder(config)
+    weights = teacher.decoder.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = weights[name][:vocab_size]
+    small.load_state_dict(weights, assign=True)
+    if config.tie_word_embeddings:
+        small.lm_head.weight = small.model.embed_tokens.weight
+    return replace(teacher, config=config, decoder=small.eval().requires_grad_(False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +156,11 @@ def distil_objective(config: TrainConfig, material: Material, own: NextToken) ->
         return Distil(settings, own, cached_teacher(config, settings, material))
     source = teacher_source(config, settings, material.notify)
     check_vocabulary(material.model, source)
-    teacher = from_source(source, STATE_DTYPES[config.dtype], material.processes.device)
+    whole = from_source(source, STATE_DTYPES[config.dtype], material.processes.device)
+    teacher = unpadded(whole, material.model.config.vocab_size)
     if settings.samples:
         return _sampling(config, settings, material, teacher, own)
-    return Distil(settings, own, OnlineTeacher(teacher.decoder, own, material.model.config.vocab_size))
+    return Distil(settings, own, OnlineTeacher(teacher.decoder, own))
 
 
 def teacher_source(config: TrainConfig, settings: DistilConfig, notify: Callable[[str], None]) -> Source:
@@ -206,7 +225,10 @@ def cached_teacher(config: TrainConfig, settings: DistilConfig, material: Materi
             fix=f"--set distil.temperature={header['temperature']:g}, or make another cache",
         )
     if (settings.top_k or 1) > header["top_k"]:
-        raise InputRefused(f"{cache.path} holds {header['top_k']} tokens of each place, not {settings.top_k}")
+        raise InputRefused(
+            f"{cache.path} holds {header['top_k']} tokens of each place, not {settings.top_k}",
+            fix="lower distil.top_k, or leave it out",
+        )
     if header["vocab_size"] > model.config.vocab_size:
         raise InputRefused(
             f"the teacher of {cache.path} has {header['vocab_size']} tokens, the student {model.config.vocab_size}",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ojak.train.documents import document_states
-from ojak.train.loss import _added, _finished, _rows, most_bytes, of_targets
+from ojak.train.loss import _added, _alone, _finished, _rows, most_bytes, of_targets
 
 if TYPE_CHECKING:
     from ojak.model.decoder import Decoder
@@ -126,4 +126,4 @@ def _again(
 
     for at in starts[:-1]:
         total = _added(total, slopes(at), scaled[at : at + rows])
-    return _finished(total, slopes(starts[-1]), scaled[starts[-1] :], 1.0)
+    return _alone(_finished(total, slopes(starts[-1]), scaled[starts[-1] :], 1.0))

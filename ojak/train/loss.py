@@ -187,14 +187,26 @@ class _Fused(torch.autograd.Function):
                 torch.mm(logits, weight, out=hidden_grad[begin : begin + rows])
             if wants_weight and begin + rows < N:
                 weight_sum = _added(weight_sum, logits, last)
-        ctx.save_for_backward(hidden_grad, weight_sum, *((logits, last) if wants_weight else (None, None)))
+        # Saved tensors live until the backward pass is over. Of several chunks, sum and slopes are not saved but held:
+        # so the slopes' memory is free again when the gradient takes its own.
+        ctx.several = weight_sum is not None
+        ctx.held = (weight_sum, logits) if ctx.several else None
+        saved = (last, None if ctx.several else logits) if wants_weight else (None, None)
+        ctx.save_for_backward(hidden_grad, *saved)
         return torch.cat(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, weight_sum, slopes, last = ctx.saved_tensors
-        scale = float(grads[0])
+        hidden_grad, last, slopes = ctx.saved_tensors
+        scale, weight_sum = float(grads[0]), None
+        if ctx.several:
+            if ctx.held is None:
+                raise RuntimeError("the gradients of a loss in several chunks can be asked for once")
+            (weight_sum, slopes), ctx.held = ctx.held, None
         weight_grad = None if slopes is None else _finished(weight_sum, slopes, last, scale)
+        if weight_grad is not None:
+            del weight_sum, slopes
+            weight_grad = _alone(weight_grad)
         return None if hidden_grad is None else hidden_grad * scale, weight_grad, None, None, None
 
 
@@ -263,13 +275,26 @@ def _added(total_VD: Tensor | None, slopes_RV: Tensor, hidden_RD: Tensor) -> Ten
 
 
 def _finished(total_VD: Tensor | None, slopes_RV: Tensor, hidden_RD: Tensor, scale: float) -> Tensor:
-    """The gradient of all chunks in the weight's dtype, scaled; the sum is used up."""
+    """The gradient of all chunks in the weight's dtype, scaled; the sum is used up.
+
+    A narrower dtype than the sum's comes to lie in the first half of its memory, as both together take half as much
+    again: `_alone` gives it a place of its own.
+    """
     if total_VD is not None and total_VD.dtype == hidden_RD.dtype:
         return total_VD.addmm_(slopes_RV.t(), hidden_RD, beta=scale, alpha=scale)
-    grad = hidden_RD.new_empty(slopes_RV.shape[1], hidden_RD.shape[1])
     if total_VD is None:
+        grad = hidden_RD.new_empty(slopes_RV.shape[1], hidden_RD.shape[1])
         return grad.addmm_(slopes_RV.t(), hidden_RD, beta=0, alpha=scale)
+    grad = total_VD.view(-1).view(hidden_RD.dtype)[: total_VD.numel()].view(total_VD.shape)
     for begin in range(0, len(grad), PANEL):
         part = slopes_RV[:, begin : begin + PANEL].t() @ hidden_RD
-        grad[begin : begin + PANEL] = total_VD[begin : begin + PANEL].add_(part).mul_(scale)
+        own = total_VD[begin : begin + PANEL].add_(part).mul_(scale)
+        grad[begin : begin + PANEL] = own.to(
+            grad.dtype
+        )  # a copy first: the first panel lies in its own memory
     return grad
+
+
+def _alone(grad_VD: Tensor) -> Tensor:
+    """The gradient, in memory that holds nothing else."""
+    return grad_VD if grad_VD.untyped_storage().nbytes() == grad_VD.nbytes else grad_VD.clone()

@@ -113,7 +113,15 @@ def _train(config: TrainConfig, processes: Processes, notify: Notify, progress: 
         finished = trainee.state.step >= trainee.steps or train_steps(run)
         if not finished:
             raise _stop(config, trainee, received)
-        return _finish(config, trainee, told)
+        result = _finish(config, trainee, told)
+    if received:  # with the last step, or after it: who asked for one run of many must not get the others
+        raise Stopped(
+            received[0],
+            f"stopped; the run in {config.out} was already at its end, and is finished",
+            fix="run it again: what comes after it goes on",
+            facts=result.to_dict(),
+        )
+    return result
 
 
 def _resume(config: TrainConfig, trainee: Trainee, notify: Notify) -> None:

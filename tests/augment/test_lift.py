@@ -59,6 +59,13 @@ def test_a_row_takes_one_limit_alone() -> None:
     assert isinstance(made, Preference) and lifted(made, LiftConfig()) == "has_a_limit"
 
 
+def test_what_was_lifted_is_not_lifted_again(tmp_path: Path) -> None:
+    publish(tmp_path / "in", kind="rows", records=[pair("one two", "one two three four")], config={})
+    once = lift_data(tmp_path / "in", tmp_path / "once", LiftConfig(originals="all")).path
+    with pytest.raises(InputRefused, match="was made by `ojak lift`"):
+        lift_data(once, tmp_path / "twice")
+
+
 @settings(max_examples=150, deadline=None)
 @given(better=WORDS, worse=WORDS, how=CONFIGS)
 def test_a_limit_decides_a_preference_or_fits_both(better: str, worse: str, how: LiftConfig) -> None:

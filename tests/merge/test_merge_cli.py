@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,59 @@ def test_a_sweep_measures_as_evaluate_does_and_draws_it(
     assert left == {"index.html", "manifest.json"}
     with pytest.raises(TargetExists):
         sweep_merges(sweep(family, tmp_path / "out", data))
+
+
+def test_a_finished_sweep_stays_until_the_one_that_replaces_it_is_done(
+    family: Path, tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    sweep_merges(sweep(family, out, data[:1]))
+    kept = {name: (out / name).read_bytes() for name in ("index.html", "manifest.json")}
+    with pytest.raises(UsageError, match="no model"):
+        sweep_merges(sweep(family, out, data[:1], names="z", overwrite=True))
+    assert {name: (out / name).read_bytes() for name in kept} == kept
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    other = sweep(family, out, data[1:], overwrite=True)
+    monkeypatch.setattr(sweeping, "write_atomic", _until(2, sweeping.write_atomic, killed))
+    with pytest.raises(KeyboardInterrupt):  # after the first point, which was kept
+        sweep_merges(other)
+    monkeypatch.undo()
+    assert {name: (out / name).read_bytes() for name in kept} == kept
+    found = sweep_merges(other)
+    assert json.loads((out / "manifest.json").read_bytes())["result"]["points"] == found["points"]
+    assert not (out / sweeping.POINTS).exists()
+
+
+def _until(number: int, call: Any, then: Any) -> Any:
+    """`call` before the `number`-th time, `then` from it on."""
+    left = [call] * (number - 1)
+
+    def either(*args: Any) -> Any:
+        return (left.pop() if left else then)(*args)
+
+    return either
+
+
+def test_a_sweep_stays_out_of_a_model_s_folder(family: Path, tmp_path: Path, data: list[str]) -> None:
+    shutil.copytree(family / "base", tmp_path / "model")
+    with pytest.raises(TargetExists, match=r"config\.json"):
+        sweep_merges(sweep(family, tmp_path / "model", data))
+    assert not (tmp_path / "model/manifest.json").exists()
+
+
+def test_a_merge_that_is_far_off_is_measured_too(family: Path, tmp_path: Path, data: list[str]) -> None:
+    """A perplexity beyond all floats is a point of the picture, no OverflowError."""
+    words = ["merge", str(family / "a"), "--base", str(family / "base"), "--method", "task", "--sweep"]
+    words += ["--at", "1", "--at", "1e6", "--data", data[0], "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "4.6e+299" in done.stdout and "000000" not in done.stdout
+    page = (tmp_path / "out/index.html").read_text("utf-8")
+    assert "nan" not in page.partition("<svg")[2].partition("</svg>")[0]
+    assert "inf" not in page.partition("<svg")[2].partition("</svg>")[0]
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(

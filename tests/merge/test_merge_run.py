@@ -292,6 +292,10 @@ def test_hostile_safetensors_are_refused(
         ({"method": "slerp"}, "give base"),
         ({"method": "linear", "models": ("a",)}, "at least 2 models"),
         ({"method": "linear", "weights": (1, -1)}, "sum of the weights, which is 0"),
+        (
+            {"method": "linear", "models": ("a", "b", "c"), "weights": (0.1, 0.2, -0.3)},
+            "sum of the weights, which is 0",
+        ),
         ({"method": "linear", "weights": (1,)}, "1 weights for 2 models"),
         ({"method": "linear", "scale": 2.0}, "has no scale"),
         ({"method": "liti", "base": "b", "weights": (0.3,)}, "merge several first"),

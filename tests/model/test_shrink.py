@@ -81,6 +81,13 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
         shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=0)
     with pytest.raises(UsageError):
         shrink_model(str(tmp_path / "whole"), tmp_path / "small", intermediate=0)
+    broken = tiny.model()
+    broken.decoder.get_parameter("model.layers.1.mlp.up_proj.weight")[3, 5] = torch.nan
+    broken.save(tmp_path / "broken")
+    with pytest.raises(
+        InputRefused, match="infinities or NaNs"
+    ):  # the NaN would have been the heaviest neuron
+        shrink_model(str(tmp_path / "broken"), tmp_path / "small", intermediate=8)
     shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=1)
     with pytest.raises(TargetExists):
         shrink_model(str(tmp_path / "whole"), tmp_path / "small", layers=1)

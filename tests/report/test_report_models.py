@@ -156,7 +156,7 @@ def test_a_real_run_is_told_with_its_own_numbers(tmp_path: Path) -> None:
     curves = read_curves(config.out / "metrics.jsonl")
     losses, checks = curves["loss"], curves["val_loss"]
     assert len(losses) == result.steps and len(checks) == 3 and result.loss_last is not None
-    assert f"run: from {losses[0].loss:.3f} to {result.loss_last:.3f}" in shown
+    assert f"run: from {losses[0].value:.3f} to {result.loss_last:.3f}" in shown
     assert "Loss on validation rows" in shown
     assert f"{result.loss_first:.3f} {result.loss_last:.3f} {result.val_loss:.3f}" in shown
     assert text.number(result.supervised_tokens) in shown
@@ -199,6 +199,34 @@ def test_requests_with_a_reference_come_first_and_leave_room(tmp_path: Path) -> 
         len(known) == SHOWN and sum(known) == 8 and known == sorted(known, reverse=True) and found.rows == 100
     )
     assert read_answers(tmp_path / "evaluate", [], seed=1).asked != found.asked
+
+
+def test_the_right_answer_to_a_fact_is_not_shown_as_a_models_own(tmp_path: Path) -> None:
+    from ojak.evaluate.probe import rows
+    from ojak.judge.facts import Fact, Recalled
+
+    folder = model_runs.comparison(tmp_path / "evaluate", ["base", "alpaca"], "base", seeds=1, answers=False)
+    fact = Fact("a/river", "Quenby lies on the river", "Ulm", ("Oos", "Ems"), "cloze")
+    for name, recalled in {"base": (-9.0, 2, False, 3), "alpaca-seed-0": (-0.5, 2, True, 1)}.items():
+        publish(
+            tmp_path / "evaluate" / name,
+            kind="evaluate",
+            records=rows([Recalled(fact, *recalled)]),
+            config={},
+        )
+    found = read_answers(tmp_path / "evaluate", ["new"])
+    (asked,) = found.asked
+    assert (
+        asked.fact and asked.reference is not None and [said.turn for said in asked.answers] == [None, None]
+    )
+    assert [said.notes for said in asked.answers] == [
+        ["would not write it", "2 wrong answers likelier", "\u22124.50 nats a token"],
+        ["would write it", "no wrong answers likelier", "\u22120.25 nats a token"],
+    ]
+    shown = words(page(folder, tmp_path))
+    assert "The right answer Ulm" in shown and "base would not write it" in shown
+    assert "A fact is not answered but scored" in shown and "(not answered)" not in shown
+    assert "Ulm" not in words(page(folder / "base", tmp_path))
 
 
 def test_damaged_answers_are_left_out_and_named(chapter7: Path, tmp_path: Path) -> None:
@@ -247,9 +275,30 @@ def test_many_steps_are_thinned_to_means(tmp_path: Path) -> None:
     (run,) = read_training([tmp_path / "long"]).runs
     losses = read_curves(tmp_path / "long" / "metrics.jsonl")["loss"]
     assert run.together == 13 and len(run.losses) == -(-1234 // 13) <= MAX_POINTS
-    assert run.losses[0].loss == pytest.approx(np.mean([point.loss for point in losses[:13]]))
+    assert run.losses[0].value == pytest.approx(np.mean([point.value for point in losses[:13]]))
     assert run.losses[0].step == 7
     assert "Each point is the mean of 13 steps." in page(tmp_path / "long", tmp_path)
+
+
+def test_what_is_known_by_heart_is_drawn_over_training(tmp_path: Path) -> None:
+    model_runs.training_run(tmp_path / "run", steps=40)
+    with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for step, share in ((0, 0.25), (20, 0.5), (40, 0.875)):
+            figures = {
+                "probe_qa_accuracy": share,
+                "probe_qa_logprob": -3.0,
+                "probe_stated_logprob": -4 * (1 - share),
+            }
+            file.write(json.dumps({"step": step, "supervised_tokens": 100 * step, **figures}) + "\n")
+    (run,) = read_training([tmp_path / "run"]).runs
+    assert [point.value for point in run.known["qa_accuracy"]] == [0.25, 0.5, 0.875] and not run.more
+    html = page(tmp_path / "run", tmp_path)
+    shown = words(html)
+    assert "Facts known by heart: qa" in shown and "share of right answers" in shown
+    assert "Share of right answers over supervised tokens. run: from 0.250 to 0.875" in html
+    # Where no wrong answers stand beside the right ones, how likely these are; never both.
+    assert "Facts known by heart: stated" in shown and "Nats a token over supervised tokens" in html
+    assert shown.count("Facts known by heart: qa The numbers") <= 1 and "from -3.000" not in html
 
 
 def test_metrics_that_are_none_are_passed_over(tmp_path: Path) -> None:
@@ -262,8 +311,8 @@ def test_metrics_that_are_none_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     curves = read_curves(tmp_path / "metrics.jsonl")
     losses, checks = curves["loss"], curves["val_loss"]
-    assert [(point.step, point.tokens, point.loss) for point in losses] == [(1, 10, 2.0), (2, 20, 1.5)]
-    assert [(point.step, point.tokens, point.loss) for point in checks] == [(3, 20, 1.7)]
+    assert [(point.step, point.tokens, point.value) for point in losses] == [(1, 10, 2.0), (2, 20, 1.5)]
+    assert [(point.step, point.tokens, point.value) for point in checks] == [(3, 20, 1.7)]
     assert read_curves(tmp_path / "missing.jsonl") == {}
 
 
@@ -434,6 +483,15 @@ def test_unknown_measures_are_shown_without_a_verdict_of_worth(tmp_path: Path) -
     shown = words(page(tmp_path / "evaluate", tmp_path).partition("<body>")[2])
     assert "Own measure 3.142 3.142 \u22122.5 decided: lower" in shown
     assert "better" not in shown and "worse" not in shown
+
+
+def test_measures_of_facts_say_what_they_are() -> None:
+    found = {name: metric(f"probe_{name}") for name in ("qa_logprob", "qa_exact", "by-heart_accuracy", "odd")}
+    assert [each.title for each in found.values()] == [
+        "Facts, qa: log-probability", "Facts, qa: written", "Facts, by heart: chosen", "Probe odd",
+    ]  # fmt: skip
+    assert [each.better for each in found.values()] == [1, 1, 1, 0]
+    assert found["qa_exact"].show(0.25) == "25.0\u00a0%" and found["qa_exact"].most == 1
 
 
 def test_an_interval_of_a_share_ends_where_shares_do(tmp_path: Path) -> None:

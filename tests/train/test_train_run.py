@@ -75,6 +75,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder: Path, dtype: str, sto
     assert a == b
 
 
+def test_a_signal_with_the_last_step_finishes_the_run_and_is_not_forgotten(folder: Path) -> None:
+    config = tiny_run.config(folder)
+    with pytest.raises(Stopped, match="is finished") as stopped:
+        train(config, progress=stop_after(3))
+    assert stopped.value.exit_code == 143 and stopped.value.facts["steps"] == 3
+    assert (config.out / "manifest.json").is_file()
+    assert train(config).to_dict() == stopped.value.facts
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

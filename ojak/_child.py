@@ -15,14 +15,18 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar
 
 import orjson
 
 from ojak.errors import OjakError, UsageError
 
+Batch = TypeVar("Batch", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+MOST_WORKERS = 64
 START_S, EXIT_S = 120.0, 15.0
 WALL_PER_CPU = (
     4.0  # a document may wait so many times its CPU seconds before the process is given up: others run, too
@@ -34,6 +38,34 @@ importlib.import_module(sys.argv[2]).serve(json.loads(sys.argv[3]))
 """
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 KEPT = ("LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "LANG", "TMPDIR")  # of the environment: no keys of anybody's
+
+
+def workers(asked: int | None) -> int:
+    """How many processes that is on this machine: as many as asked for, else one for each CPU that we may use."""
+    return asked or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+class Worker(Protocol[Batch, Result]):
+    """Takes a batch at a time; its results come in the batch's order."""
+
+    def give(self, batch: Batch, /) -> None: ...
+
+    def replies(self) -> Iterator[Result]: ...
+
+
+def in_turn(workers: Sequence[Worker[Batch, Result]], batches: Iterable[Batch]) -> Iterator[Result]:
+    """The results of all batches in their order, whoever was first: each worker has one batch at a time."""
+    idle, busy = list(workers), deque[Worker[Batch, Result]]()
+    for batch in batches:
+        if not idle:
+            first = busy.popleft()
+            yield from first.replies()
+            idle.append(first)
+        worker = idle.pop()
+        worker.give(batch)
+        busy.append(worker)
+    for worker in busy:
+        yield from worker.replies()
 
 
 class Ended(Exception):
