@@ -91,7 +91,8 @@ class Weights(AbstractContextManager["Weights"]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._files.values():
+        while self._files:  # each handle once: its number may be another file's by a second time
+            _, handle = self._files.popitem()
             with suppress(OSError):
                 os.close(handle)
 

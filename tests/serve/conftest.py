@@ -20,7 +20,9 @@ def model() -> Model:
     return tiny_chat_model()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # no longer than it is asked: as a session's it lived beside every later test of a process
 def server(model: Model) -> Iterator[Running]:
     with Running(model, slots=4) as running:
         yield running

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -49,7 +51,7 @@ class Running:
     def __exit__(self, *_: object) -> None:
         self.service.stop()
         self.thread.join(60)
-        assert not self.thread.is_alive()
+        assert not self.thread.is_alive(), f"the server does not end:\n{stacks()}"
 
     def client(self, **options: Any) -> openai.OpenAI:
         settings: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": 60.0, **options}
@@ -77,6 +79,15 @@ class Running:
         is_json = reply.headers.get_content_type() == "application/json"
         found = {name.lower(): value for name, value in reply.headers.items()}
         return reply.status, found, json.loads(text) if is_json else text.decode()
+
+
+def stacks() -> str:
+    """Where each thread of this process is."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sys._current_frames().items()
+    return "\n".join(
+        f"{names.get(ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames
+    )
 
 
 def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
