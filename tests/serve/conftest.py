@@ -20,9 +20,8 @@ def model() -> Model:
     return tiny_chat_model()
 
 
-@pytest.fixture(
-    scope="module"
-)  # no longer than it is asked: as a session's it lived beside every later test of a process
+# Of a module, for it lives no longer than it is asked: as a session's it stood beside every later test of the process.
+@pytest.fixture(scope="module")
 def server(model: Model) -> Iterator[Running]:
     with Running(model, slots=4) as running:
         yield running
