@@ -92,9 +92,8 @@ class Weights(AbstractContextManager["Weights"]):
 
     def __exit__(self, *_: object) -> None:
         while self._files:  # each handle once: its number may be another file's by a second time
-            _, handle = self._files.popitem()
             with suppress(OSError):
-                os.close(handle)
+                os.close(self._files.popitem()[1])
 
     def read(self, name: str, start: int, count: int) -> Tensor:
         """Entries `start` to `start + count` of the flattened tensor, float32, for the caller to change.
